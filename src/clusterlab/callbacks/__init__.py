@@ -1,0 +1,8 @@
+"""What happens inside a phase besides gradient steps."""
+
+from clusterlab.callbacks.checkpoint import PhaseCheckpoint
+from clusterlab.callbacks.cluster_init import ClusterInit
+from clusterlab.callbacks.progress import Progress
+from clusterlab.callbacks.target_refresh import TargetRefresh
+
+__all__ = ["ClusterInit", "PhaseCheckpoint", "Progress", "TargetRefresh"]

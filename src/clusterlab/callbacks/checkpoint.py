@@ -1,0 +1,55 @@
+"""Save a phase between epochs, so that a killed run loses seconds and no bits."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class PhaseCheckpoint(Checkpoint):
+    """Write ``last.ckpt`` at the end of an epoch, at most once per ``interval`` seconds.
+
+    Lightning's own checkpoint can save every n epochs or every n seconds, but the latter in the
+    middle of an epoch, where a resumed run would see some samples twice and others not at all.
+    An epoch of a small data set takes less time than a file, hence the interval. How often it
+    saves does not change what is trained.
+
+    Args:
+        path: The file; replaced as a whole.
+        interval: Least time between two files, in seconds.
+    """
+
+    def __init__(self, path: Path, interval: float) -> None:
+        self.path = path
+        self.interval = interval
+        self.seconds_before = 0.0  # spent in this phase before it was resumed
+        self._started = self._saved = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this phase up to now, including what a resumed run had spent."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock."""
+        self._started = self._saved = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the last file is old enough; rank 0's clock decides for all."""
+        due = time.perf_counter() - self._saved >= self.interval
+        if trainer.strategy.broadcast(due):
+            part = self.path.with_suffix(".part")
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                part.replace(self.path)
+            self._saved = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Remember the time spent."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.seconds_before = state_dict["seconds"]

@@ -1,0 +1,1 @@
+"""Data sets, the module that serves them, and batches cut from memory."""

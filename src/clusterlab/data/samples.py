@@ -1,0 +1,69 @@
+"""The data set as the rest of the code sees it: one tensor, and labels apart from it."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def digest(x: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes, the same as ``sha256(array.tobytes())`` in NumPy.
+
+    Example:
+        >>> digest(torch.tensor([1, 2], dtype=torch.uint8))[:8]
+        'a12871fe'
+    """
+    return hashlib.sha256(x.contiguous().numpy().data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Hold a data set in memory.
+
+    Args:
+        name: What the records call it.
+        x: Images, shape ``(N, C, H, W)``, ``uint8`` in 0..255 or ``float32`` in [0, 1].
+        y: Ground truth, shape ``(N,)``, ``int64`` in 0..k-1; ``None`` without labels. Scores read
+            it, training never does.
+        files: One file name a sample, for data that came from files.
+        class_names: One name a class, where the data set has them.
+        sha256: Digest of the images as prepared; computed from ``x`` when left empty.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor | None = None
+    files: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    sha256: str = field(default="")
+
+    def __post_init__(self) -> None:
+        """Fill in the digest."""
+        if not self.sha256:
+            object.__setattr__(self, "sha256", digest(self.x))
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.x)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return ``(C, H, W)``."""
+        _, c, h, w = self.x.shape
+        return c, h, w
+
+    @property
+    def n_classes(self) -> int | None:
+        """Return the number of classes, ``None`` without labels."""
+        return None if self.y is None else int(self.y.max()) + 1
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Bring stored images to ``float32`` in [0, 1]; ``uint8`` is divided by 255.
+
+    Example:
+        >>> as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+    """
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x

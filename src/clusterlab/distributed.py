@@ -1,0 +1,38 @@
+"""A pass over the whole data set that ends with the same tensor on every rank."""
+
+import torch
+from torch import Tensor
+
+from clusterlab.data.datamodule import Batches
+from clusterlab.networks import Autoencoder
+
+
+def embed(network: Autoencoder, loader: Batches, device: torch.device) -> Tensor:
+    """Embed a loader's samples in the loader's order; shape ``(n, d)``, ``float32``, on ``device``.
+
+    Runs in evaluation mode, without gradients and outside autocast: q is made of squares of small
+    differences, for which bf16 has too few digits.
+    """
+    training = network.training
+    network.eval()
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        z = torch.cat([network.encode(batch["x"].to(device)).float() for batch in loader])
+    network.train(training)
+    return z
+
+
+def interleave(gathered: Tensor, n_samples: int) -> Tensor:
+    """Put shards dealt out like cards back in order and drop the padding.
+
+    Args:
+        gathered: Shape ``(W, n, d)``; row ``i`` of shard ``r`` is sample ``i * W + r``.
+        n_samples: N, at most ``W * n``.
+
+    Returns:
+        Shape ``(N, d)``.
+
+    Example:
+        >>> interleave(torch.tensor([[[0], [2]], [[1], [0]]]), 3).flatten()
+        tensor([0, 1, 2])
+    """
+    return gathered.transpose(0, 1).flatten(0, 1)[:n_samples]

@@ -1,0 +1,88 @@
+"""Choose what to draw of a finished run, draw it, and hand it to the dashboards."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from omegaconf import DictConfig
+from torch import Tensor
+
+from clusterlab import viz
+from clusterlab.data.samples import Samples, as_float
+from clusterlab.metrics import cluster_sizes, contingency
+from clusterlab.models.base import DeepClustering
+
+TSNE_SAMPLES = 2000  # more only darkens the picture, and t-SNE takes minutes
+
+
+def draw(
+    folder: Path,
+    model: DeepClustering,
+    samples: Samples,
+    before: Tensor | None,
+    z: Tensor,
+    q: Tensor,
+    rows: list[dict[str, Any]],
+    cfg: DictConfig,
+) -> dict[str, Path]:
+    """Draw a run's figures.
+
+    Args:
+        folder: Where the PNG files go.
+        model: The trained model.
+        samples: The data set.
+        before: Embedding before finetuning, shape ``(N, d)``, or ``None``.
+        z: Embedding at the end, shape ``(N, d)``.
+        q: Soft assignment at the end, shape ``(N, K)``.
+        rows: What the phases logged.
+        cfg: The run's config.
+
+    Returns:
+        Name and path of each figure.
+    """
+    labels, n_clusters = q.argmax(1), q.shape[1]
+    centers = model.centers.detach().cpu()
+    shown = torch.randperm(len(samples), generator=torch.Generator().manual_seed(cfg.seed))
+    few, some = shown[:10].sort().values, shown[:TSNE_SAMPLES].sort().values
+    with torch.no_grad():
+        network = model.network.cpu().eval()
+        x = as_float(samples.x[few])
+        _, x_hat = network(x)
+        decoded = network.decode(centers)
+    y = samples.y
+
+    figures = {
+        "learning_curves": viz.learning_curves(rows, cfg.phases.finetune.tolerance),
+        "reconstructions": viz.reconstructions(x, x_hat),
+        "decoded_centers": viz.decoded_centers(decoded, cluster_sizes(labels, n_clusters)),
+        "extreme_samples": viz.extreme_samples(samples.x, z, centers, labels),
+        "embedding": viz.tsne_panels(
+            None if before is None else before[some],
+            z[some],
+            labels[some],
+            None if y is None else y[some],
+            samples.class_names,
+            cfg.seed,
+        ),
+    }
+    if y is not None:
+        table = contingency(y, labels, int(y.max()) + 1, n_clusters)
+        figures["confusion"] = viz.confusion(table, samples.class_names)
+    folder.mkdir(exist_ok=True)
+    paths = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        viz.save(figure, paths[name])
+    return paths
+
+
+def send(paths: dict[str, Path], loggers: list[Logger]) -> None:
+    """Show the figures in the dashboards that take images."""
+    for logger in loggers:
+        for name, path in paths.items():
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"figures/{name}", [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                from matplotlib.image import imread
+
+                logger.experiment.add_image(f"figures/{name}", imread(path), dataformats="HWC")

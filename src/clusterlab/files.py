@@ -1,0 +1,63 @@
+"""Files that are either whole or not there, digests of settings, and locks with a message."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; a reader or a killed writer never leaves half of it.
+
+    Raises:
+        OSError: If the folder is read-only or full; then nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def settings_digest(settings: Any) -> str:
+    """Return the SHA-256 of a JSON-like value, independent of the order of keys.
+
+    Example:
+        >>> settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, waiting_for: str) -> Iterator[None]:
+    """Hold a folder for this process; say so when another holds it, and wait.
+
+    The lock is the operating system's: it goes with its process, however that ends.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Another process is %s (%s); waiting for it.", waiting_for, folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,28 @@
+"""The terms of the objectives, as pure functions of tensors that return a scalar."""
+
+import torch
+from torch import Tensor
+
+
+def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
+    r"""Compare the soft assignment with its target.
+
+    .. math:: \mathrm{KL}(P \| Q) = \frac1B \sum_i \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij}}
+
+    Eq. (7) of DCEC, averaged over the batch as in its authors' code: the paper writes a sum over
+    ``i``, with which gamma would depend on the batch size. A term with ``p = 0`` counts zero.
+
+    Args:
+        q: Soft assignment, shape ``(B, K)``, rows sum to one.
+        p: Target distribution, shape ``(B, K)``, rows sum to one; no gradient is sent into it.
+
+    Returns:
+        Divergence in nats, a scalar.
+
+    Example:
+        >>> q, p = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.8, 0.2]])
+        >>> kl_divergence(q, p)
+        tensor(0.1927)
+    """
+    p = p.detach()
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1).mean()

@@ -1,0 +1,225 @@
+"""What every deep clustering model shares: phases, centers, and the sum of an objective's terms."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clusterlab.assignment import soft_assignment
+from clusterlab.data.datamodule import Batch, ClusterData
+from clusterlab.distributed import embed, interleave
+from clusterlab.errors import UserError
+from clusterlab.networks import Autoencoder
+from clusterlab.seeding import derive_seed
+
+
+class DeepClustering(LightningModule, ABC):
+    """Train an autoencoder and K cluster centers, one ``Trainer.fit`` per phase.
+
+    A phase named ``finetune`` minimises the sum of the terms that ``finetune_loss`` returns. What
+    happens every T steps is a callback's; a paper's file states objectives and nothing else.
+
+    Args:
+        network: The autoencoder.
+        n_clusters: K.
+        seed: Seed of everything random in training: each epoch starts from (seed, phase, epoch,
+            rank), which makes a resumed epoch the epoch it would have been.
+        finetune_decoder: Whether the finetune objective needs the decoder. If not it is frozen,
+            since DDP does not accept parameters without a gradient.
+
+    Attributes:
+        centers: Cluster centers, shape ``(K, d)``, trained in the finetune phase.
+        phase: Name of the current phase.
+        optimizer: Builds the current phase's optimizer from parameters.
+        target: Target distribution of the whole data set, shape ``(N, K)``; a callback's to set.
+    """
+
+    def __init__(
+        self, network: Autoencoder, n_clusters: int, seed: int, finetune_decoder: bool = True
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.centers = nn.Parameter(torch.zeros(n_clusters, network.embedding_dim))
+        self.seed = seed
+        self.finetune_decoder = finetune_decoder
+        self.phase = "pretrain"
+        self.optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] = torch.optim.Adam
+        self.target: Tensor | None = None
+        self._sums: Tensor | None = None  # of each term over the epoch, weighted by batch size
+        self._broken_at: Tensor | None = None  # step at which each term stopped being finite, or -1
+        self._samples = 0
+        self._terms: list[str] = []
+
+    # The paper's part
+
+    @property
+    @abstractmethod
+    def pretrain_objective(self) -> dict[str, Any]:
+        """Say what the pretrain loss depends on besides network, optimizer, data and seed.
+
+        Models with equal answers share pretrained weights.
+        """
+
+    @abstractmethod
+    def pretrain_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted terms of the pretrain objective; the loss is their sum."""
+
+    @abstractmethod
+    def finetune_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted terms of the finetune objective; the loss is their sum."""
+
+    @abstractmethod
+    def initial_centers(self, z: Tensor) -> Tensor:
+        """Return centers, shape ``(K, d)``, from the whole embedding, shape ``(N, d)``."""
+
+    @abstractmethod
+    def refresh_target(self, q: Tensor) -> Tensor:
+        """Return the target distribution from the whole soft assignment, both ``(N, K)``."""
+
+    # Using a trained model
+
+    def assign(self, z: Tensor) -> Tensor:
+        """Return the soft assignment of embeddings, shape ``(B, K)``."""
+        return soft_assignment(z, self.centers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the soft assignment of images ``(B, C, H, W)``, shape ``(B, K)``."""
+        return self.assign(self.network.encode(x))
+
+    def embed_dataset(self) -> Tensor:
+        """Embed the whole data set in order; ``(N, d)``, the same bits on every rank."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ClusterData)
+        z = embed(self.network, data.ordered_dataloader(), self.device)
+        if self.trainer.world_size > 1:
+            z = interleave(self.all_gather(z), len(data.samples))  # type: ignore[arg-type]
+        return z
+
+    # Lightning's part
+
+    def setup(self, stage: str) -> None:
+        """Free the parameters that this phase trains and freeze the others, before DDP wraps."""
+        finetune = self.phase != "pretrain"
+        self.network.requires_grad_(True)
+        self.network.decoder.requires_grad_(self.finetune_decoder or not finetune)
+        self.centers.requires_grad_(finetune)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the phase's optimizer over the parameters it trains."""
+        return self.optimizer(p for p in self.parameters() if p.requires_grad)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's randomness and sums; checkpoints are written between epochs only."""
+        torch.manual_seed(
+            derive_seed(self.seed, self.phase, self.current_epoch, self.global_rank)
+        )
+        self._sums, self._samples = None, 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the phase's terms."""
+        terms: dict[str, Tensor] = getattr(self, f"{self.phase}_loss")(batch)
+        values = torch.stack(list(terms.values()))
+        detached, size = values.detach(), len(batch["index"])
+        if self._sums is None:
+            self._terms = list(terms)
+            self._sums = torch.zeros_like(detached)
+            self._broken_at = torch.full_like(detached, -1)
+        # Nothing here waits for a GPU: terms are summed and watched where they are.
+        self._sums += detached * size
+        self._samples += size
+        assert self._broken_at is not None
+        fresh = ~detached.isfinite() & (self._broken_at < 0)
+        self._broken_at.masked_fill_(fresh, self.global_step)
+        if self.device.type == "cpu" or self.global_step % 50 == 0:
+            self._stop_if_broken()
+        return values.sum()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean of each term, once an epoch: logging each step costs up to 1 ms."""
+        if self._sums is None:
+            return
+        self._stop_if_broken()
+        means = self._sums / self._samples
+        logs = {f"{self.phase}/{name}": mean for name, mean in zip(self._terms, means, strict=True)}
+        logs[f"{self.phase}/loss"] = means.sum()
+        self.log_dict(logs, sync_dist=self.trainer.world_size > 1)
+        # "step" is the key by which Lightning lets a log choose its place on the step axis.
+        self.log("step", float(self.global_step))
+
+    def running_terms(self) -> dict[str, float]:
+        """Return the mean of each term over the epoch so far, for a progress display."""
+        if self._sums is None:
+            return {}
+        return dict(zip(self._terms, (self._sums / self._samples).tolist(), strict=True))
+
+    def _stop_if_broken(self) -> None:
+        assert self._broken_at is not None
+        steps = self._broken_at.tolist()
+        if max(steps) < 0:
+            return
+        step, name = min((s, n) for s, n in zip(steps, self._terms, strict=True) if s >= 0)
+        raise UserError(
+            f"Expected a finite loss, got NaN or infinity in the term '{name}' at step "
+            f"{int(step)} of {self.phase}; lower phases.{self.phase}.optimizer.lr or check the data."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what the file is for, so that another phase or model can refuse it."""
+        checkpoint["clusterlab"] = {"model": type(self).__name__, "phase": self.phase}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another phase, model or shape.
+
+        Raises:
+            UserError: Saying which.
+        """
+        check_checkpoint(checkpoint, self, phase=self.phase)
+
+
+def check_checkpoint(
+    checkpoint: dict[str, Any], model: DeepClustering, phase: str | None = None
+) -> None:
+    """Compare a checkpoint's model, phase and shapes with what a model needs.
+
+    Args:
+        checkpoint: A loaded Lightning checkpoint.
+        model: The model to be filled.
+        phase: The phase it must be of; ``None`` accepts any.
+
+    Raises:
+        UserError: If they differ.
+    """
+    origin = checkpoint.get("clusterlab", {"model": "another program", "phase": "none"})
+    if origin["model"] != type(model).__name__:
+        raise UserError(
+            f"Expected a checkpoint of {type(model).__name__}, got one of {origin['model']}; "
+            "use the model it was trained with, or give its network as init_from."
+        )
+    if phase not in (None, origin["phase"]):
+        raise UserError(
+            f"Expected a checkpoint of phase '{phase}', got one of phase '{origin['phase']}'; "
+            "pass it as init_from."
+        )
+    check_shapes(checkpoint["state_dict"], model.state_dict())
+
+
+def check_shapes(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare names and shapes of two state dicts.
+
+    Raises:
+        UserError: Naming the first difference.
+    """
+    for name in expected.keys() | got.keys():
+        shapes = [
+            "none" if name not in state else str(tuple(state[name].shape))
+            for state in (expected, got)
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"Expected weights '{name}' of shape {shapes[0]}, got {shapes[1]}; "
+                "use the network, image size and n_clusters that they were made with."
+            )

@@ -1,0 +1,99 @@
+"""``result.json``: what a run was, on what, and what came out."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clusterlab.metrics import (
+    assignment_entropy,
+    cluster_sizes,
+    cluster_trouble,
+    clustering_scores,
+    mean_confidence,
+    silhouette,
+)
+
+SCORES = ("accuracy", "nmi", "ari", "f1")
+
+
+def evaluate(z: Tensor, q: Tensor, y: Tensor | None) -> dict[str, Any]:
+    """Score a soft assignment with labels, where there are any, and without.
+
+    Args:
+        z: Embeddings, shape ``(N, d)``.
+        q: Soft assignment, shape ``(N, K)``.
+        y: Ground truth, shape ``(N,)``, or ``None``.
+
+    Returns:
+        ``metrics`` (all ``None`` without labels) and ``label_free``.
+    """
+    labels, n_clusters = q.argmax(1), q.shape[1]
+    metrics: dict[str, float | None] = dict.fromkeys(SCORES)
+    if y is not None:
+        scores = clustering_scores(int(y.max()) + 1, n_clusters)
+        scores.update(labels, y)
+        metrics = {name: float(value) for name, value in scores.compute().items()}
+    sizes = cluster_sizes(labels, n_clusters)
+    return {
+        "metrics": metrics,
+        "label_free": {
+            "silhouette": silhouette(z, labels),
+            "confidence": mean_confidence(q),
+            "entropy": assignment_entropy(q),
+            "cluster_sizes": sizes.tolist(),
+            "trouble": cluster_trouble(sizes),
+        },
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Say what the run was made on: device, versions, revision."""
+    packages = ("clusterlab", "torch", "lightning", "numpy", "scikit-learn", "hydra-core")
+    return {
+        "device": device_name(device),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "commit": commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name a reader would look up, with the number of threads for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def commit() -> str | None:
+    """Return the revision this code is checked out at, ``-dirty`` appended if it was edited.
+
+    ``None`` for a package that was installed rather than checked out.
+    """
+    folder = Path(__file__).parent
+    git = ("git", "-C", str(folder))
+    try:
+        # An installed copy may lie inside some other repository: ask whether this file is tracked.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True
+        )
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/conf"],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.decode().strip() + ("-dirty" if status.stdout.strip() else "")
