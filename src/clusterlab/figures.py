@@ -1,10 +1,9 @@
-"""Choose what to draw of a finished run, draw it, and hand it to the dashboards."""
+"""Choose what to draw of a finished run, and draw it."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -74,15 +73,3 @@ def draw(
     for name, figure in figures.items():
         viz.save(figure, paths[name])
     return paths
-
-
-def send(paths: dict[str, Path], loggers: list[Logger]) -> None:
-    """Show the figures in the dashboards that take images."""
-    for logger in loggers:
-        for name, path in paths.items():
-            if isinstance(logger, WandbLogger):
-                logger.log_image(f"figures/{name}", [str(path)])
-            elif isinstance(logger, TensorBoardLogger):
-                from matplotlib.image import imread
-
-                logger.experiment.add_image(f"figures/{name}", imread(path), dataformats="HWC")

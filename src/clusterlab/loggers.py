@@ -3,11 +3,13 @@
 import csv
 import io
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.image import imread
 
 from clusterlab.files import write_atomically
 
@@ -30,8 +32,8 @@ class PhaseCsv(Logger):
         super().__init__()
         self.path = path
         self.phase = phase
-        self._rows: list[Row] = []
-        self._resumed = path.exists()
+        self._rows: list[Row] | None = None
+        self._columns: dict[str, None] = {}  # an ordered set
 
     @property
     def name(self) -> str:
@@ -51,35 +53,46 @@ class PhaseCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add the row of a step."""
         assert step is not None
-        if self._resumed:
-            self._rows = [row for row in read_csv(self.path) if row["step"] < step]
-            self._resumed = False
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._rows.append({"phase": self.phase, "step": step, **values})
-        write_csv(self.path, self._rows)
+        step = int(step)  # Lightning passes on what was logged as "step", a float
+        row = {"phase": self.phase, "step": step}
+        row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        if self._rows is None:
+            kept = read_csv(self.path) if self.path.exists() else []
+            self._rows = [old for old in kept if old["step"] < step]
+        self._rows.append(row)
+        if row.keys() <= self._columns.keys():
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        else:
+            write_csv(self.path, self._rows)
+            self._columns = columns(self._rows)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """Write rows with the union of their columns; a missing value is an empty cell."""
-    names = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
 
 
+def columns(rows: list[Row]) -> dict[str, None]:
+    """Return the union of the rows' columns in the order they first occur."""
+    return dict.fromkeys(name for row in rows for name in row)
+
+
 def read_csv(path: Path) -> list[Row]:
-    """Read rows back: numbers as numbers, without the empty cells."""
-    with path.open(newline="") as file:
-        return [
-            {
-                name: value if name == "phase" else int(value) if name == "step" else float(value)
-                for name, value in row.items()
-                if value != ""
-            }
-            for row in csv.DictReader(file)
-        ]
+    """Read rows back: numbers as numbers, without empty cells, without a line cut off by a kill."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [
+        {
+            name: value if name == "phase" else int(value) if name == "step" else float(value)
+            for name, value in row.items()
+            if value != ""
+        }
+        for row in csv.DictReader(line for line in lines if line.endswith("\n"))
+    ]
 
 
 class WandbRun(WandbLogger):
@@ -109,3 +122,29 @@ class WandbRun(WandbLogger):
         prefixes = {name.split("/")[0] for name in metrics} & set(self._phases)
         phase = prefixes.pop() if prefixes else "finetune"
         self.experiment.log({**metrics, f"{phase}/step": step})
+
+
+def finish(
+    loggers: Sequence[Logger], scores: dict[str, dict[str, Any]], figures: dict[str, Path]
+) -> None:
+    """Give the dashboards the final scores and the figures, and close them.
+
+    Args:
+        loggers: The run's loggers.
+        scores: ``metrics`` and ``label_free`` of the record.
+        figures: Name and path of each figure.
+    """
+    final = {name: value for group in scores.values() for name, value in group.items()}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(final)
+            for name, path in figures.items():
+                logger.log_image(f"figures/{name}", [str(path)])
+            logger.experiment.finish()  # or the next run of a sweep would go on in this one
+        elif isinstance(logger, TensorBoardLogger):
+            for name, path in figures.items():
+                logger.experiment.add_image(f"figures/{name}", imread(path), dataformats="HWC")
+            for name, value in scores["metrics"].items():
+                if value is not None:
+                    logger.experiment.add_scalar(f"final/{name}", value)
+        logger.finalize("success")

@@ -37,7 +37,8 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None) -> dict[str, Any]:
     if y is not None:
         scores = clustering_scores(int(y.max()) + 1, n_clusters)
         scores.update(labels, y)
-        metrics = {name: float(value) for name, value in scores.compute().items()}
+        values = scores.compute()
+        metrics = {name: float(values[name]) for name in SCORES}
     sizes = cluster_sizes(labels, n_clusters)
     return {
         "metrics": metrics,

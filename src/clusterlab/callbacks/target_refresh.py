@@ -118,6 +118,17 @@ class TargetRefresh(Callback):
                 {f"cluster/{name}": value for name, value in scores.items()}, self.refreshed_at
             )
 
+    def record(self) -> dict[str, Any]:
+        """Return what the phase's record says of the refreshes."""
+        record = {
+            "label_change": self.change,
+            "refreshes": self.refreshes,
+            "refresh_seconds": self.seconds,
+            "scores_at_start": self.first,
+            "trouble": self.trouble,
+        }
+        return {**record, "stop_reason": "tolerance"} if self.converged else record
+
     def _tell_trouble(self, sizes: Tensor) -> None:
         trouble = cluster_trouble(sizes)
         for line in trouble:

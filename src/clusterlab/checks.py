@@ -1,0 +1,87 @@
+"""The border: what a user can get wrong in a config, said in one line each."""
+
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError
+
+
+def build(node: Any, **kwargs: Any) -> Any:
+    """Instantiate a config node, and let a ``UserError`` through as it was raised."""
+    try:
+        return instantiate(node, _convert_="object", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is not one.
+
+    Raises:
+        UserError: If it is not an integer of 0..2^32 - 1.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"Expected a seed from 0 to 2^32 - 1, got {seed!r}; set seed=0.")
+
+
+def number_of_clusters(asked: Any, samples: Samples) -> int:
+    """Return K: what was asked for, else the number of classes of labelled data.
+
+    Raises:
+        UserError: If neither is there, or K does not fit the data.
+    """
+    n_clusters = samples.n_classes if asked is None else asked
+    if n_clusters is None:
+        raise UserError(
+            f"Expected the number of clusters for the unlabelled data '{samples.name}', "
+            "got none; set n_clusters=10."
+        )
+    if not isinstance(n_clusters, int) or not 2 <= n_clusters <= len(samples):
+        raise UserError(
+            f"Expected n_clusters from 2 to the {len(samples)} samples of {samples.name}, "
+            f"got {n_clusters}; set n_clusters."
+        )
+    return n_clusters
+
+
+def training_device(trainer: DictConfig) -> torch.device:
+    """Return the device that a trainer config asks for.
+
+    Raises:
+        UserError: If it is unknown, or there are fewer.
+    """
+    count = torch.cuda.device_count()
+    available = {
+        # A CPU is one device, or as many processes as a strategy for several is asked to start.
+        "cpu": 1 if trainer.strategy == "auto" else 64,
+        "gpu": count,
+        "cuda": count,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    accelerator = trainer.accelerator
+    if accelerator == "auto":
+        accelerator = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if accelerator not in available:
+        raise UserError(
+            f"Expected a device of {', '.join(['auto', *available])}, got '{accelerator}'; "
+            "set trainer.accelerator=cpu."
+        )
+    if not available[accelerator]:
+        raise UserError(
+            f"Expected a device of kind '{accelerator}', got a machine or a PyTorch without one; "
+            "set trainer=cpu."
+        )
+    devices = trainer.devices
+    if not isinstance(devices, int) or not 1 <= devices <= available[accelerator]:
+        raise UserError(
+            f"Expected trainer.devices from 1 to {available[accelerator]} on '{accelerator}', "
+            f"got {devices}; set trainer.devices=1, or trainer=ddp for several CPU processes."
+        )
+    return torch.device("cuda" if accelerator == "gpu" else accelerator)

@@ -1,0 +1,185 @@
+"""The run folder and its phase folders: what is finished, with which settings, by which weights."""
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from clusterlab.errors import UserError
+from clusterlab.files import write_atomically, write_json
+from clusterlab.loggers import read_csv
+from clusterlab.models.base import DeepClustering, check_checkpoint, check_shapes
+
+# Where, how and how often: what may differ between two runs of the same settings.
+NOT_SETTINGS = (
+    "output_dir",
+    "run_dir",
+    "pretrained_dir",
+    "restart",
+    "figures",
+    "logger",
+    "trainer",
+    "experiment_name",
+    "checkpoint_interval",
+    "seed",
+)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return the part of a config that decides the result, without the seed."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for name in NOT_SETTINGS:
+        settings.pop(name, None)
+    for node in (settings["data"], settings["data"]["source"]):
+        node.pop("root", None)  # where the file lies; data_sha256 says what is in it
+    settings["precision"] = cfg.trainer.precision
+    return settings  # type: ignore[return-value]
+
+
+def open_run(cfg: DictConfig, data_sha256: str) -> Path:
+    """Make the run folder, or check that the one there was made with the same settings.
+
+    Raises:
+        UserError: If it was made with others, holds something else, or cannot be written.
+    """
+    run_dir = Path(cfg.run_dir)
+    made_with = run_dir / "settings.json"
+    settings = {**settings_of(cfg), "seed": cfg.seed, "data_sha256": data_sha256}
+    try:
+        if cfg.restart and made_with.exists():
+            shutil.rmtree(run_dir)
+        if made_with.exists():
+            difference = first_difference(json.loads(made_with.read_text()), settings)
+            if difference:
+                raise UserError(
+                    f"Expected the settings that {run_dir} was made with, got {difference}; "
+                    "choose another run_dir, or restart=true to start it over."
+                )
+        elif run_dir.exists() and any(run_dir.iterdir()):
+            raise UserError(
+                f"Expected an empty folder or a run, got {run_dir} with other files in it; "
+                "choose another run_dir."
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        write_json(made_with, settings)
+    except OSError as error:
+        raise UserError(
+            f"Expected a folder that can be written, got {run_dir} ({error.strerror}); "
+            "set output_dir to one with space that you may write to."
+        ) from None
+    return run_dir
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str:
+    """Name the first value in which two nested settings differ; empty if none.
+
+    Example:
+        >>> first_difference({"loss": {"gamma": 0.1}}, {"loss": {"gamma": 0.5}})
+        'loss.gamma=0.5 instead of 0.1'
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            inner = f"{name}.{key}" if name else str(key)
+            difference = first_difference(before.get(key), now.get(key), inner)
+            if difference:
+                return difference
+        return ""
+    return "" if before == now else f"{name}={now} instead of {before}"
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    """One phase on disk: ``last.ckpt`` while it trains, then ``weights.ckpt`` and ``phase.json``.
+
+    ``phase.json`` is written last: a folder with it is finished, whatever happened before.
+    """
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the phase is finished."""
+        return (self.path / "phase.json").exists()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from; there only while the phase is unfinished."""
+        return self.path / "last.ckpt"
+
+    def record(self) -> dict[str, Any]:
+        """Return how the phase went."""
+        record: dict[str, Any] = json.loads((self.path / "phase.json").read_text())
+        return record
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what the phase logged; nothing for one that was not trained."""
+        metrics = self.path / "metrics.csv"
+        return read_csv(metrics) if metrics.exists() else []
+
+    def save(self, model: DeepClustering, record: dict[str, Any]) -> None:
+        """Leave the phase finished with a model's weights."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+        model.on_save_checkpoint(checkpoint)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(self.path / "weights.ckpt", content.getvalue())
+        write_json(self.path / "phase.json", record)
+        self.last.unlink(missing_ok=True)
+
+    def load(self, model: DeepClustering, phase: str) -> None:
+        """Load the finished phase's weights.
+
+        Raises:
+            UserError: If they are of another model, phase or shape.
+        """
+        checkpoint = load_checkpoint(self.path / "weights.ckpt")
+        check_checkpoint(checkpoint, model, phase)
+        model.load_state_dict(checkpoint["state_dict"])
+        model.phase = phase
+
+
+def load_network(path: Path, model: DeepClustering) -> None:
+    """Start from somebody's autoencoder: the network's weights in any of our checkpoints.
+
+    Raises:
+        UserError: If there is no such file, or its shapes differ.
+    """
+    prefix = "network."
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in load_checkpoint(path)["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    check_shapes(state, model.network.state_dict())
+    model.network.load_state_dict(state)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        UserError: If it is not there or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"Expected a checkpoint, got no file {path}; check the path.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no exception of its own for a file it cannot read
+        raise UserError(
+            f"Expected a checkpoint, got a file that torch cannot read, {path} "
+            f"({str(error).splitlines()[0]}); give the weights.ckpt of a run's phase."
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"Expected a checkpoint with 'state_dict', got another kind of file, {path}; "
+            "give the weights.ckpt of a run's phase."
+        )
+    return checkpoint
