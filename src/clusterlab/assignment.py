@@ -1,6 +1,5 @@
 """Soft assignment q, target distribution p, and how many labels changed: the equations of DEC."""
 
-import torch
 from torch import Tensor
 
 

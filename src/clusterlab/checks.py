@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from clusterlab.data.samples import Samples
-from clusterlab.errors import UserError
+from clusterlab.errors import UserError, problem
 
 
 def build(node: Any, **kwargs: Any) -> Any:
@@ -28,7 +28,7 @@ def check_seed(seed: Any) -> None:
         UserError: If it is not an integer of 0..2^32 - 1.
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"Expected a seed from 0 to 2^32 - 1, got {seed!r}; set seed=0.")
+        raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
 
 
 def number_of_clusters(asked: Any, samples: Samples) -> int:
@@ -39,14 +39,16 @@ def number_of_clusters(asked: Any, samples: Samples) -> int:
     """
     n_clusters = samples.n_classes if asked is None else asked
     if n_clusters is None:
-        raise UserError(
-            f"Expected the number of clusters for the unlabelled data '{samples.name}', "
-            "got none; set n_clusters=10."
+        raise problem(
+            f"the number of clusters for the unlabelled data '{samples.name}'",
+            "none",
+            "set n_clusters=10",
         )
     if not isinstance(n_clusters, int) or not 2 <= n_clusters <= len(samples):
-        raise UserError(
-            f"Expected n_clusters from 2 to the {len(samples)} samples of {samples.name}, "
-            f"got {n_clusters}; set n_clusters."
+        raise problem(
+            f"n_clusters from 2 to the {len(samples)} samples of {samples.name}",
+            n_clusters,
+            "set n_clusters",
         )
     return n_clusters
 
@@ -69,19 +71,22 @@ def training_device(trainer: DictConfig) -> torch.device:
     if accelerator == "auto":
         accelerator = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if accelerator not in available:
-        raise UserError(
-            f"Expected a device of {', '.join(['auto', *available])}, got '{accelerator}'; "
-            "set trainer.accelerator=cpu."
+        raise problem(
+            f"a device of {', '.join(['auto', *available])}",
+            f"'{accelerator}'",
+            "set trainer.accelerator=cpu",
         )
     if not available[accelerator]:
-        raise UserError(
-            f"Expected a device of kind '{accelerator}', got a machine or a PyTorch without one; "
-            "set trainer=cpu."
+        raise problem(
+            f"a device of kind '{accelerator}'",
+            "a machine or a PyTorch without one",
+            "set trainer=cpu",
         )
     devices = trainer.devices
     if not isinstance(devices, int) or not 1 <= devices <= available[accelerator]:
-        raise UserError(
-            f"Expected trainer.devices from 1 to {available[accelerator]} on '{accelerator}', "
-            f"got {devices}; set trainer.devices=1, or trainer=ddp for several CPU processes."
+        raise problem(
+            f"trainer.devices from 1 to {available[accelerator]} on '{accelerator}'",
+            devices,
+            "set trainer.devices=1, or trainer=ddp for several CPU processes",
         )
     return torch.device("cuda" if accelerator == "gpu" else accelerator)

@@ -1,10 +1,19 @@
 """A pass over the whole data set that ends with the same tensor on every rank."""
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
 from clusterlab.data.datamodule import Batches
 from clusterlab.networks import Autoencoder
+
+
+def is_rank_zero() -> bool:
+    """Tell whether this process writes files and messages; true without other processes.
+
+    Known before a Trainer exists: Lightning tells the processes it starts by their environment.
+    """
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def embed(network: Autoencoder, loader: Batches, device: torch.device) -> Tensor:

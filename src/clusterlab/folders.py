@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clusterlab.errors import UserError
+from clusterlab.errors import problem
 from clusterlab.files import write_atomically, write_json
 from clusterlab.loggers import read_csv
 from clusterlab.models.base import DeepClustering, check_checkpoint, check_shapes
@@ -57,22 +57,25 @@ def open_run(cfg: DictConfig, data_sha256: str) -> Path:
         if made_with.exists():
             difference = first_difference(json.loads(made_with.read_text()), settings)
             if difference:
-                raise UserError(
-                    f"Expected the settings that {run_dir} was made with, got {difference}; "
-                    "choose another run_dir, or restart=true to start it over."
+                raise problem(
+                    f"the settings that {run_dir} was made with",
+                    difference,
+                    "choose another run_dir, or restart=true to start it over",
                 )
         elif run_dir.exists() and any(run_dir.iterdir()):
-            raise UserError(
-                f"Expected an empty folder or a run, got {run_dir} with other files in it; "
-                "choose another run_dir."
+            raise problem(
+                "an empty folder or a run",
+                f"{run_dir} with other files in it",
+                "choose another run_dir",
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         write_json(made_with, settings)
     except OSError as error:
-        raise UserError(
-            f"Expected a folder that can be written, got {run_dir} ({error.strerror}); "
-            "set output_dir to one with space that you may write to."
+        raise problem(
+            "a folder that can be written",
+            f"{run_dir} ({error.strerror})",
+            "set output_dir to one with space that you may write to",
         ) from None
     return run_dir
 
@@ -169,17 +172,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: If it is not there or not a checkpoint.
     """
     if not path.is_file():
-        raise UserError(f"Expected a checkpoint, got no file {path}; check the path.")
+        raise problem("a checkpoint", f"no file {path}", "check the path")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no exception of its own for a file it cannot read
-        raise UserError(
-            f"Expected a checkpoint, got a file that torch cannot read, {path} "
-            f"({str(error).splitlines()[0]}); give the weights.ckpt of a run's phase."
+        raise problem(
+            "a checkpoint",
+            f"a file that torch cannot read, {path} ({str(error).splitlines()[0]})",
+            "give the weights.ckpt of a run's phase",
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"Expected a checkpoint with 'state_dict', got another kind of file, {path}; "
-            "give the weights.ckpt of a run's phase."
+        raise problem(
+            "a checkpoint with 'state_dict'",
+            f"another kind of file, {path}",
+            "give the weights.ckpt of a run's phase",
         )
     return checkpoint

@@ -2,13 +2,12 @@
 
 import csv
 import io
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
 from clusterlab.files import write_atomically
@@ -45,12 +44,12 @@ class PhaseCsv(Logger):
         """Nothing to tell apart."""
         return ""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Leave the config to the run folder."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add the row of a step."""
         assert step is not None
         step = int(step)  # Lightning passes on what was logged as "step", a float
@@ -111,8 +110,8 @@ class WandbRun(WandbLogger):
         self._phases = phases
         self._axes_defined = False
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log values with the step of their phase."""
         if not self._axes_defined:
             for phase in self._phases:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from clusterlab.callbacks import PhaseCheckpoint, Progress, TargetRefresh
 from clusterlab.checks import build, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import Batches, ClusterData, InOrder
 from clusterlab.data.samples import Samples, digest
-from clusterlab.distributed import embed
+from clusterlab.distributed import embed, is_rank_zero
 from clusterlab.files import locked, settings_digest, write_atomically, write_json
 from clusterlab.folders import PhaseFolder, load_network, open_run, settings_of
 from clusterlab.loggers import PhaseCsv, finish, write_csv
@@ -50,12 +49,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
-    network = build(cfg.network, image_shape=samples.image_shape)
-    model: DeepClustering = build(cfg.model, network=network)
+    cfg.network.image_shape = list(samples.image_shape)
+    model: DeepClustering = build(cfg.model, network=build(cfg.network))
     for phase in cfg.phases.values():  # so that an error in the last phase does not wait for it
         build(phase.callbacks)
 
-    if rank_zero_only.rank != 0:  # started by Lightning; rank 0 looks after the folder
+    if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
         train_phases(cfg, model, data, Path(cfg.run_dir))
         return {}
     run_dir = open_run(cfg, samples.sha256)
@@ -163,7 +162,7 @@ def train_phases(
             record = share_pretraining(cfg, model, data, folder, loggers)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             folder.save(model, record)
         records[name] = record
     return records
@@ -183,7 +182,6 @@ def share_pretraining(
     """
     made_of = {
         "network": OmegaConf.to_container(cfg.network, resolve=True),
-        "image_shape": list(data.samples.image_shape),
         "objective": model.pretrain_objective,
         "phase": OmegaConf.to_container(cfg.phases.pretrain, resolve=True),
         "data_sha256": data.samples.sha256,
@@ -195,7 +193,7 @@ def share_pretraining(
         "torch": torch.__version__,
     }
     entry = PhaseFolder(Path(cfg.pretrained_dir) / settings_digest(made_of)[:16])
-    if rank_zero_only.rank != 0:
+    if not is_rank_zero():
         return fit(cfg, cfg.phases.pretrain, "pretrain", model, data, entry, loggers)
     entry.path.mkdir(parents=True, exist_ok=True)
     with locked(entry.path, "pretraining the same autoencoder"):

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from clusterlab.assignment import label_change
-from clusterlab.errors import UserError
+from clusterlab.errors import problem
 from clusterlab.metrics import (
     assignment_entropy,
     cluster_sizes,
@@ -39,14 +39,16 @@ class TargetRefresh(Callback):
 
     def __init__(self, update_interval: int, tolerance: float) -> None:
         if update_interval < 1 or update_interval != int(update_interval):
-            raise UserError(
-                f"Expected an update interval of at least 1 step, got {update_interval}; "
-                "set phases.finetune.update_interval."
+            raise problem(
+                "an update interval of at least 1 step",
+                update_interval,
+                "set phases.finetune.update_interval",
             )
         if not 0 <= tolerance < 1:
-            raise UserError(
-                f"Expected a tolerance in [0, 1), got {tolerance}; "
-                "set phases.finetune.tolerance, 0.001 is 0.1% of the labels."
+            raise problem(
+                "a tolerance in [0, 1)",
+                tolerance,
+                "set phases.finetune.tolerance, 0.001 is 0.1% of the labels",
             )
         self.update_interval = update_interval
         self.tolerance = tolerance

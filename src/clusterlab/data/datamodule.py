@@ -7,7 +7,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from clusterlab.data.samples import Samples, as_float
-from clusterlab.errors import UserError
+from clusterlab.errors import problem
 from clusterlab.seeding import derive_seed
 
 Batch = dict[str, Tensor]
@@ -49,7 +49,7 @@ class EpochShuffle:
         """Yield ``(B / world_size,)`` ``int64`` indices."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
         order = torch.randperm(self.n_samples, generator=generator)
-        for batch in order.split(self.batch_size):
+        for batch in torch.split(order, self.batch_size):
             # Ranks must hold equally many samples, or their averaged gradient is not the batch's.
             short = -len(batch) % self.world_size
             yield torch.cat([batch, order[:short]])[self.rank :: self.world_size]
@@ -72,7 +72,7 @@ class InOrder:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield ``(B,)`` ``int64`` indices."""
-        return iter(self.indices.split(self.batch_size))
+        return iter(torch.split(self.indices, self.batch_size))
 
 
 class Batches:
@@ -114,9 +114,10 @@ class ClusterData(LightningDataModule):
     def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
         super().__init__()
         if not 1 <= batch_size <= len(samples):
-            raise UserError(
-                f"Expected a batch size from 1 to the {len(samples)} samples of {samples.name}, "
-                f"got {batch_size}; set data.batch_size."
+            raise problem(
+                f"a batch size from 1 to the {len(samples)} samples of {samples.name}",
+                batch_size,
+                "set data.batch_size",
             )
         self.samples = samples
         self.batch_size = batch_size
@@ -139,9 +140,10 @@ class ClusterData(LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self.batch_size % world_size:
             lower = self.batch_size - self.batch_size % world_size
-            raise UserError(
-                f"Expected a batch size divisible by {world_size} devices, got {self.batch_size}; "
-                f"set data.batch_size={max(lower, world_size)}."
+            raise problem(
+                f"a batch size divisible by {world_size} devices",
+                self.batch_size,
+                f"set data.batch_size={max(lower, world_size)}",
             )
         sampler = EpochShuffle(len(self.samples), self.batch_size, self.seed, rank, world_size)
         return Batches(self.x, sampler)

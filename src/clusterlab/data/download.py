@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import fetch_openml
 
-from clusterlab.errors import UserError
+from clusterlab.errors import UserError, problem
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -110,7 +110,7 @@ def ensure(source: str, path: Path) -> None:
         raise
     except FAILURES as error:
         reason = " ".join(f"{type(error).__name__} ({error}) while fetching it from {home}".split())
-        raise UserError(f"Expected the file {path}, got {reason}; {remedy}") from error
+        raise problem(f"the file {path}", reason, remedy) from error
 
 
 def verify(source: str, arrays: Arrays, where: str, remedy: str) -> None:
@@ -129,9 +129,7 @@ def verify(source: str, arrays: Arrays, where: str, remedy: str) -> None:
         array = arrays.get(key)
         got = "none" if array is None else hashlib.sha256(array.tobytes()).hexdigest()
         if got != expected:
-            raise UserError(
-                f"Expected {key} with SHA-256 {expected[:12]} in {where}, got {got[:12]}; {remedy}"
-            )
+            raise problem(f"{key} with SHA-256 {expected[:12]} in {where}", f"{got[:12]}", remedy)
 
 
 def fetch(source: str, scratch: Path) -> Arrays:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from clusterlab.assignment import soft_assignment
 from clusterlab.data.datamodule import Batch, ClusterData
 from clusterlab.distributed import embed, interleave
-from clusterlab.errors import UserError
+from clusterlab.errors import problem
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
 
@@ -114,9 +114,7 @@ class DeepClustering(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's randomness and sums; checkpoints are written between epochs only."""
-        torch.manual_seed(
-            derive_seed(self.seed, self.phase, self.current_epoch, self.global_rank)
-        )
+        torch.manual_seed(derive_seed(self.seed, self.phase, self.current_epoch, self.global_rank))
         self._sums, self._samples = None, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -162,9 +160,10 @@ class DeepClustering(LightningModule, ABC):
         if max(steps) < 0:
             return
         step, name = min((s, n) for s, n in zip(steps, self._terms, strict=True) if s >= 0)
-        raise UserError(
-            f"Expected a finite loss, got NaN or infinity in the term '{name}' at step "
-            f"{int(step)} of {self.phase}; lower phases.{self.phase}.optimizer.lr or check the data."
+        raise problem(
+            "a finite loss",
+            f"NaN or infinity in the term '{name}' at step {int(step)} of {self.phase}",
+            f"lower phases.{self.phase}.optimizer.lr",
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -195,14 +194,16 @@ def check_checkpoint(
     """
     origin = checkpoint.get("clusterlab", {"model": "another program", "phase": "none"})
     if origin["model"] != type(model).__name__:
-        raise UserError(
-            f"Expected a checkpoint of {type(model).__name__}, got one of {origin['model']}; "
-            "use the model it was trained with, or give its network as init_from."
+        raise problem(
+            f"a checkpoint of {type(model).__name__}",
+            f"one of {origin['model']}",
+            "use the model it was trained with, or give its network as init_from",
         )
     if phase not in (None, origin["phase"]):
-        raise UserError(
-            f"Expected a checkpoint of phase '{phase}', got one of phase '{origin['phase']}'; "
-            "pass it as init_from."
+        raise problem(
+            f"a checkpoint of phase '{phase}'",
+            f"one of phase '{origin['phase']}'",
+            "pass it as init_from",
         )
     check_shapes(checkpoint["state_dict"], model.state_dict())
 
@@ -219,7 +220,8 @@ def check_shapes(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             for state in (expected, got)
         ]
         if shapes[0] != shapes[1]:
-            raise UserError(
-                f"Expected weights '{name}' of shape {shapes[0]}, got {shapes[1]}; "
-                "use the network, image size and n_clusters that they were made with."
+            raise problem(
+                f"weights '{name}' of shape {shapes[0]}",
+                shapes[1],
+                "use the network, image size and n_clusters that they were made with",
             )

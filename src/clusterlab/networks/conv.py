@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from clusterlab.errors import UserError
+from clusterlab.errors import problem
 from clusterlab.networks.autoencoder import Autoencoder, glorot_
 
 SMALLEST_SIDE = 8  # a shorter side leaves nothing for the third convolution
@@ -44,19 +44,19 @@ class ConvAutoencoder(Autoencoder):
     ) -> None:
         channels, *size = image_shape
         if min(size) < SMALLEST_SIDE:
-            raise UserError(
-                f"Expected images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, "
-                f"got {size[0]}x{size[1]}; enlarge them first (data.size=32 for a folder)."
+            raise problem(
+                f"images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels",
+                f"{size[0]}x{size[1]}",
+                "enlarge them first (data.size=32 for a folder)",
             )
-        third = tuple(1 if side % 8 == 0 else 0 for side in size)
-        kernels, paddings = (5, 5, 3), ((2, 2), (2, 2), third)
+        height, width = (1 if side % 8 == 0 else 0 for side in size)
+        kernels, paddings = (5, 5, 3), ((2, 2), (2, 2), (height, width))
         widths = [channels, *filters]
 
         sizes = [tuple(size)]  # what each convolution sees, so that the mirror can return to it
         for kernel, padding in zip(kernels, paddings, strict=True):
-            sizes.append(
-                tuple((s + 2 * p - kernel) // 2 + 1 for s, p in zip(sizes[-1], padding, strict=True))
-            )
+            before = zip(sizes[-1], padding, strict=True)
+            sizes.append(tuple((side + 2 * pad - kernel) // 2 + 1 for side, pad in before))
         flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
 
         encoder: list[nn.Module] = []

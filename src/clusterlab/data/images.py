@@ -1,0 +1,169 @@
+"""Samples from image files: a folder of them, or one."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError, problem
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def folder(
+    path: str,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    labels: str | None = None,
+    name: str | None = None,
+) -> Samples:
+    """Load a folder of images, nested to any depth.
+
+    Hidden files are passed over. EXIF orientation is applied, transparency dropped, 16 bits are
+    scaled to 8, and of an animation the first frame is taken.
+
+    Args:
+        path: Folder of png, jpg, jpeg, bmp, gif, tif, tiff or webp files.
+        size: Side, or height and width, to which every image is stretched; by default the images
+            must all have one size.
+        channels: 1 for grey, 3 for RGB; by default grey if every image is, else RGB.
+        labels: ``"folder"`` makes the first-level subfolders the classes; no labels by default.
+        name: What the records call the set; the folder's name by default.
+
+    Returns:
+        Images sorted by relative path, shape ``(N, C, H, W)``, ``uint8``; the relative paths.
+
+    Raises:
+        UserError: The folder has no images, one cannot be read, or their sizes differ.
+    """
+    root = Path(path).expanduser()
+    side = _checked_size(size)
+    if channels not in (None, 1, 3):
+        raise problem("data.channels 1, 3 or null", channels, "correct it")
+    if labels not in (None, "folder"):
+        raise problem("data.labels=folder or null", labels, "correct it")
+    files = _image_files(root)
+    paths = [root / file for file in files]
+    y, names = _folder_labels(files, root) if labels else (None, None)
+    with ThreadPoolExecutor() as pool:
+        depth = channels or (1 if all(pool.map(_is_grey, paths)) else 3)
+        shape = decode(paths[0], depth, side).shape
+        x = np.empty((len(paths), *shape), dtype=np.uint8)
+
+        def fill(index: int) -> None:
+            image = decode(paths[index], depth, side)
+            if image.shape != shape:
+                sizes = [f"{files[0]} {_hw(shape)}", f"{files[index]} {_hw(image.shape)}"]
+                raise problem(
+                    f"images of one size under {root}",
+                    " and ".join(sizes),
+                    "set data.size=32, or another size, to resize them",
+                )
+            x[index] = image
+
+        for _ in pool.map(fill, range(len(paths))):
+            pass
+    return Samples(name or root.resolve().name, torch.from_numpy(x), y, tuple(files), names)
+
+
+def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise problem("data.size as a side or [height, width]", size, "set data.size=32")
+    return sides[0], sides[1]
+
+
+def _image_files(root: Path) -> list[str]:
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise problem(f"a folder {root}", got, "correct data.path")
+    found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    files = sorted(
+        path.as_posix()
+        for path in found
+        # Hidden files are other programs' leftovers; macOS names them after the images.
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(p.startswith(".") for p in path.parts)
+    )
+    if not files:
+        expected = f"images ({', '.join(IMAGE_SUFFIXES)}) under {root}"
+        raise problem(expected, f"none among {len(found)} files", "correct data.path")
+    return files
+
+
+def _folder_labels(files: list[str], root: Path) -> tuple[Tensor, tuple[str, ...]]:
+    for file in files:
+        if "/" not in file:
+            expected = f"every image in a class folder under {root}"
+            raise problem(expected, f"{file} outside one", "move it, or set data.labels=null")
+    classes, index = np.unique([file.split("/")[0] for file in files], return_inverse=True)
+    return torch.from_numpy(index.astype(np.int64)), tuple(classes.tolist())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UserError:
+        raise
+    # Every format's plugin has its own errors: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        remedy = "delete or replace it"
+        raise problem(f"an image {path}", f"the error {error}", remedy) from error
+
+
+def _is_grey(path: Path) -> bool:
+    with _opened(path) as image:
+        if image.mode == "P":  # every GIF, and small PNG files
+            palette = np.reshape(image.getpalette() or [], (-1, 3))
+            return bool(np.all(palette == palette[:, :1]))
+        return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+
+
+def decode(path: Path, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Decode one image file.
+
+    Args:
+        path: The file.
+        channels: 1 for grey, 3 for RGB.
+        size: Height and width to stretch it to; its own by default.
+
+    Returns:
+        Shape ``(C, H, W)``, ``uint8``.
+
+    Raises:
+        UserError: If it is not an image, or one of more than 16 bits.
+    """
+    with _opened(path) as opened:
+        image = _eight_bit(ImageOps.exif_transpose(opened), path)
+        image = image.convert("L" if channels == 1 else "RGB")
+        if size is not None:
+            # Pillow wants (width, height); its bilinear filter widens when shrinking: no aliases.
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA")  # straight to RGB, Pillow warns of transparent palettes
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    # 16 bit grey is mode I;16 or, from older versions of Pillow, I.
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        got = f"mode {image.mode} with values {values.min()}..{values.max()}"
+        raise problem(f"8 or 16 bits a pixel in {path}", got, "convert it to 8 bits")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _hw(shape: Sequence[int]) -> str:
+    return f"{shape[-2]}x{shape[-1]}"

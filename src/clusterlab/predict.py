@@ -1,0 +1,149 @@
+"""Label new images with a finished run: no training data needed, no Hydra."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from clusterlab.checks import build
+from clusterlab.data.datamodule import Batches, ClusterData, InOrder
+from clusterlab.data.images import IMAGE_SUFFIXES, decode, folder
+from clusterlab.data.samples import Samples
+from clusterlab.data.sources import as_images, npz
+from clusterlab.distributed import embed
+from clusterlab.errors import UserError, problem
+from clusterlab.files import write_atomically
+from clusterlab.folders import PhaseFolder
+from clusterlab.models.base import DeepClustering
+
+USAGE = "predict.py run=<run folder> input=<npz, image folder or image> [output=predictions.csv]"
+
+
+class Predictor:
+    """Assign images to the clusters of a finished run.
+
+    Args:
+        model: The trained model.
+        image_shape: ``(C, H, W)`` it was trained on.
+
+    Example:
+        >>> predictor = load("runs/dcec_digits/seed=0")    # doctest: +SKIP
+        >>> labels, q = predictor.predict(images)          # doctest: +SKIP
+    """
+
+    def __init__(self, model: DeepClustering, image_shape: tuple[int, int, int]) -> None:
+        self.model = model.eval()
+        self.image_shape = image_shape
+
+    def predict(self, x: NDArray[Any] | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return labels and soft assignments.
+
+        Args:
+            x: Images, shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or
+                floating point in [0, 1].
+
+        Returns:
+            Labels, shape ``(N,)``, and q, shape ``(N, K)``, whose argmax they are.
+
+        Raises:
+            UserError: If the images are of another size, or not images.
+        """
+        images = torch.from_numpy(as_images(np.asarray(x), "the images"))
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise problem(
+                f"images of {_size(self.image_shape)}",
+                _size(images.shape[1:]),
+                "bring them to what the run was trained on",
+            )
+        batches = Batches(images, InOrder(len(images), ClusterData.encode_batch_size))
+        with torch.no_grad():
+            q = self.model.assign(embed(self.model.network, batches, torch.device("cpu")))
+        return q.argmax(1).numpy(), q.numpy()
+
+    def read(self, path: Path) -> Samples:
+        """Read an ``.npz`` file, a folder of images or one image, as ``predict`` takes them.
+
+        Image files are brought to the size and the channels of the run.
+
+        Raises:
+            UserError: If it is none of these.
+        """
+        channels, *size = self.image_shape
+        if path.is_dir():
+            return folder(str(path), size=size, channels=channels)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            image = decode(path, channels, (size[0], size[1]))
+            return Samples(path.name, torch.from_numpy(image.copy())[None], files=(path.name,))
+        return npz(str(path))
+
+
+def load(run: str | Path) -> Predictor:
+    """Load a finished run for prediction.
+
+    Args:
+        run: The run folder; of it, ``config.yaml`` and the last phase's weights are read.
+
+    Raises:
+        UserError: If the folder is not a run, or the run is not finished.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise problem("a run folder", f"no config.yaml in {run}", "give the folder of a run")
+    cfg = OmegaConf.load(run / "config.yaml")
+    phase = list(cfg.phases)[-1]
+    last = PhaseFolder(run / str(phase))
+    if not last.finished:
+        raise problem(f"a finished run in {run}", f"no finished {phase}", "train it to its end")
+    model: DeepClustering = build(cfg.model, network=build(cfg.network))
+    last.load(model, str(phase))
+    channels, height, width = cfg.network.image_shape
+    return Predictor(model, (channels, height, width))
+
+
+def write_predictions(
+    path: Path, labels: NDArray[np.int64], q: NDArray[np.float32], files: tuple[str, ...] | None
+) -> None:
+    """Write one row a sample: its index, its file if it came from one, label and q."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    named = ["file"] if files else []
+    writer.writerow(["index", *named, "label", *(f"q{j}" for j in range(q.shape[1]))])
+    for i, (label, row) in enumerate(zip(labels.tolist(), q.tolist(), strict=True)):
+        name = [files[i]] if files else []
+        writer.writerow([i, *name, label, *(f"{value:.6g}" for value in row)])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _size(shape: tuple[int, ...] | torch.Size) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+
+
+def main() -> None:
+    """Predict from the command line: ``key=value`` arguments as in training."""
+    try:
+        arguments = OmegaConf.from_cli(sys.argv[1:])
+        keys = set(arguments)
+        if not {"run", "input"} <= keys <= {"run", "input", "output"}:
+            raise problem(USAGE, " ".join(sys.argv[1:]) or "nothing", "give both")
+        predictor = load(arguments.run)
+        samples = predictor.read(Path(arguments.input))
+        labels, q = predictor.predict(samples.x)
+        output = Path(arguments.get("output", "predictions.csv"))
+        write_predictions(output, labels, q, samples.files)
+    except (UserError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    sizes = np.bincount(labels, minlength=q.shape[1])
+    print(f"{len(labels)} samples, cluster sizes {' '.join(map(str, sizes))}, written to {output}")
+
+
+if __name__ == "__main__":
+    main()
