@@ -31,6 +31,30 @@ def check_seed(seed: Any) -> None:
         raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
 
 
+def check_phases(phases: DictConfig) -> None:
+    """Refuse phases that could never start or never end, and build their callbacks once.
+
+    Raises:
+        UserError: If a limit or a callback's argument is out of range; the last phase's too,
+            rather than after hours of the first.
+    """
+    for name in map(str, phases):
+        phase = phases[name]
+        limits = {key: phase[key] for key in ("max_epochs", "max_steps")}
+        for key, limit in limits.items():
+            if not isinstance(limit, int) or (limit < 1 and limit != -1):
+                raise problem(
+                    "a limit of 1 or more, or -1 for none", limit, f"set phases.{name}.{key}"
+                )
+        if set(limits.values()) == {-1}:
+            raise problem(
+                f"a limit for {name}",
+                "max_epochs and max_steps of -1",
+                f"set phases.{name}.max_steps=20000",
+            )
+        build(phase.callbacks)
+
+
 def number_of_clusters(asked: Any, samples: Samples) -> int:
     """Return K: what was asked for, else the number of classes of labelled data.
 

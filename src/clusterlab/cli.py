@@ -15,10 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from clusterlab.errors import UserError
-from clusterlab.record import SCORES
-
-log = logging.getLogger(__name__)
+from clusterlab.errors import UserError, problem
+from clusterlab.files import settings_digest
 
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
@@ -26,6 +24,7 @@ UNNAMED = re.compile(
     r"restart|figures|checkpoint_interval)(=|$)|logger\.|trainer\.|data\.root|hydra)"
 )
 OmegaConf.register_new_resolver("file_stem", lambda path: Path(path).stem, replace=True)
+UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES}
 failed: list[str] = []  # jobs of this sweep that ended with a UserError
 
 
@@ -51,8 +50,6 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     # Slashes would make folders of a path, and file systems end names at 255 bytes.
     detail = re.sub(r"[^\w.,=+@~-]+", "-", detail)
     if len(detail) > 200:
-        from clusterlab.files import settings_digest
-
         detail = f"{detail[:180]}~{settings_digest(detail)[:12]}"
     return f"{name}/{detail}"
 
@@ -73,14 +70,18 @@ def job(cfg: DictConfig) -> None:
     try:
         record = run(cfg)
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EFBIG):
-            raise
-        hint = "" if isinstance(error, UserError) else "; free some space and run it again."
-        print(f"Error: {error}{hint}", file=sys.stderr)
+        if isinstance(error, OSError):
+            if error.errno not in UNWRITABLE:
+                raise
+            error = problem("room to write", error, "free some space and run the same again")
+        print(f"Error: {error}", file=sys.stderr)
         failed.append(cfg.run_dir)
         if context.mode == RunMode.RUN:
             raise SystemExit(1) from None
         return
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a phase into an exit
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
     if record:
         show(record, Path(cfg.run_dir))
 
@@ -92,9 +93,8 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
     title += f": {record['n_samples']} samples, {record['n_clusters']} clusters"
     scores = Table(title=title, title_justify="left")
     values = []
-    for name, column in zip(SCORES, ("ACC", "NMI", "ARI", "F1"), strict=True):
-        scores.add_column(column, justify="right")
-        value = record["metrics"][name]
+    for name, value in record["metrics"].items():
+        scores.add_column("ACC" if name == "accuracy" else name.upper(), justify="right")
         values.append("" if value is None else f"{value:.3f}")
     for name in ("silhouette", "confidence"):
         scores.add_column(name, justify="right")

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from clusterlab import figures
 from clusterlab.callbacks import PhaseCheckpoint, Progress, TargetRefresh
-from clusterlab.checks import build, check_seed, number_of_clusters, training_device
+from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import Batches, ClusterData, InOrder
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import embed, is_rank_zero
@@ -45,14 +46,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     device = training_device(cfg.trainer)
     check_seed(cfg.seed)
+    check_phases(cfg.phases)
     samples: Samples = build(cfg.data.source)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     cfg.network.image_shape = list(samples.image_shape)
     model: DeepClustering = build(cfg.model, network=build(cfg.network))
-    for phase in cfg.phases.values():  # so that an error in the last phase does not wait for it
-        build(phase.callbacks)
 
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
         train_phases(cfg, model, data, Path(cfg.run_dir))
@@ -81,10 +81,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             **environment(device),
         }
         config = OmegaConf.to_container(cfg, resolve=True)
+        log.info(
+            "%s: %d samples of %s, %d clusters, on %s, into %s",
+            f"{cfg.model_name} on {samples.name}",
+            len(samples),
+            "x".join(map(str, samples.image_shape)),
+            cfg.n_clusters,
+            record["device"],
+            run_dir,
+        )
         try:
             record |= train_and_evaluate(cfg, model, data, run_dir, device)
         except Exception as error:
-            write_json(result_file, {**record, "error": str(error), "config": config})
+            with suppress(OSError):  # the error may be that nothing can be written
+                write_json(result_file, {**record, "error": str(error), "config": config})
             raise
         finally:
             logging.getLogger("clusterlab").removeHandler(handler)
@@ -211,7 +221,7 @@ def share_pretraining(
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(entry.path / "metrics.csv", folder.path / "metrics.csv")
-        return {**entry.record(), "reused": reused, "pretrained": str(entry.path)}
+        return {**entry.record(), "reused": reused, "pretrained": entry.path.name}
 
 
 def fit(
@@ -240,8 +250,6 @@ def fit(
     if resumed and trainer.is_global_zero:
         log.info("Resuming %s from %s.", name, folder.last)
     trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     record: dict[str, Any] = {
         "seconds": checkpoint.seconds,
         "epochs": trainer.current_epoch,

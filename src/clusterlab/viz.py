@@ -1,8 +1,9 @@
 """The figures of a run: every function returns a ``Figure``, none needs pyplot or a display."""
 
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from clusterlab.data.samples import as_float
+from clusterlab.files import write_atomically
 from clusterlab.metrics import accuracy, contingency, match
 
 # Okabe and Ito's colours, then one by one what is farthest from all before it, in OKLab and least
@@ -34,20 +36,25 @@ SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
 BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
 
 Row = Mapping[str, float | str | None]
-Lines = dict[str, tuple[list[float], list[float]]]  # name: steps and values
-_style = mpl.rc_context({"font.size": 9, "axes.titlesize": 10, "legend.frameon": False})
+Lines = dict[str, NDArray[np.float64]]  # by name: steps and values, shape (n, 2)
+_style = mpl.rc_context(
+    {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+        "legend.handlelength": 1.2,
+        "legend.columnspacing": 1.2,
+        "legend.borderaxespad": 0.2,
+    }
+)
 
 
 def save(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG at 150 dpi; a reader finds the old file or the new one, never half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_atomically(Path(path), content.getvalue())
 
 
 @_style
@@ -64,42 +71,39 @@ def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figu
     phases = dict.fromkeys(str(row["phase"]) for row in rows if row.get("phase"))
     columns = dict.fromkeys(column for row in rows for column in row)
     scores = {name: f"cluster/{c}" for name, c in SCORES.items()}
-    scores |= {"confidence": "cluster/confidence"}
+    confidence = {"confidence": "cluster/confidence"}
     change = {"label change": "cluster/label_change"}
-    wanted: list[tuple[str, str, dict[str, str]]] = []
+    wanted = []
     for phase in phases:
         terms = {c.split("/", 1)[1]: c for c in columns if c.startswith(f"{phase}/")}
         wanted.append((phase, "loss", terms))
     for phase in phases:
-        wanted += [(phase, "scores", scores), (phase, "label change", change)]
+        if _lines(rows, phase, scores):
+            wanted.append((phase, "scores", scores | confidence))
+        else:
+            wanted.append((phase, "confidence", confidence))
+        wanted.append((phase, "label change", change))
     panels = [(p, kind, lines) for p, kind, names in wanted if (lines := _lines(rows, p, names))]
-    names = dict.fromkeys(name for _, _, lines in panels for name in lines if name not in BEHIND)
-    styles = {name: (colour, 1.5, 3) for name, colour in zip(names, PALETTE, strict=False)}
-    n_rows, n_columns = math.ceil(len(panels) / 2) or 1, min(2, len(panels)) or 1
-    figure, grid = _panels(n_rows, n_columns, 4.2, 3, "" if panels else "Nothing recorded yet")
+    # The common names first, so that they have the same colours in the figures of all models.
+    names = ["reconstruction", "clustering", *SCORES, "label change"]
+    names += [n for _, _, lines in panels for n in lines if n not in BEHIND]
+    colours = dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
+    size = math.ceil(len(panels) / 2) or 1, min(2, len(panels)) or 1
+    figure, grid = _panels(*size, 4.2, 3, "" if panels else "Nothing recorded yet")
     for axes, (phase, kind, lines) in zip(grid.flat, panels, strict=False):
-        for name, (steps, values) in lines.items():
-            colour, width, layer = styles.get(name, ("0.8", 4, 2))
-            axes.plot(steps, values, color=colour, lw=width, zorder=layer, label=name)
-            if len(steps) == 1:
-                axes.plot(steps, values, "o", color=colour, zorder=layer)
+        for name, points in lines.items():
+            colour, width, layer = ("0.8", 4, 2) if name in BEHIND else (colours[name], 1.5, 3)
+            marker = "o" if len(points) == 1 else ""  # a line through one point is invisible
+            axes.plot(*points.T, marker=marker, color=colour, lw=width, zorder=layer, label=name)
         _value_axis(axes, kind, lines, tolerance)
         n_columns = 5 if kind == "scores" else 3
-        axes.set_title(
-            f"{phase}: {kind}", loc="left", pad=8 + 13 * math.ceil(len(lines) / n_columns)
-        )
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=n_columns,
-            borderaxespad=0.2,
-            fontsize=8,
-            handlelength=1.2,
-            columnspacing=1.2,
-        )
+        pad = 8 + 13 * math.ceil(len(lines) / n_columns)
+        axes.set_title(f"{phase}: {kind}", loc="left", pad=pad)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=n_columns)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.tick_params(labelsize=8)  # ticks are made when drawn, outside the style
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(panels) :]:
@@ -108,35 +112,35 @@ def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figu
 
 
 def _lines(rows: Sequence[Row], phase: str, columns: Mapping[str, str]) -> Lines:
-    """Return steps and values of those columns that have any in this phase."""
+    """Return the finite points of those columns that have any in this phase."""
+    mine = [row for row in rows if row.get("phase") == phase]
     lines: Lines = {}
     for name, column in columns.items():
-        points = [(row.get("step"), row.get(column)) for row in rows if row.get("phase") == phase]
-        numbers = [
-            (step, value)
-            for step, value in points
-            if isinstance(step, int | float) and isinstance(value, int | float)
-        ]
-        if finite := [point for point in numbers if math.isfinite(point[1])]:
-            lines[name] = [step for step, _ in finite], [value for _, value in finite]
+        points = np.array([(_number(row.get("step")), _number(row.get(column))) for row in mine])
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            lines[name] = points
     return lines
 
 
+def _number(cell: float | str | None) -> float:
+    return math.nan if cell is None or cell == "" else float(cell)
+
+
 def _value_axis(axes: Axes, kind: str, lines: Lines, tolerance: float | None) -> None:
-    values = [value for _, line in lines.values() for value in line]
+    values = np.concatenate(list(lines.values()))[:, 1]
     if kind == "loss":
-        axes.set_yscale("log" if 0 < 10 * min(values) < max(values) else "linear")
+        axes.set_yscale("log" if 0 < 10 * values.min() < values.max() else "linear")
         axes.set_ylabel("loss")
-    elif kind == "scores":
+    elif kind in ("scores", "confidence"):
         # Whole tenths, so that small differences show and the range is read at a glance.
-        top = math.ceil(10 * max(values)) / 10
-        axes.set_ylim(min(math.floor(10 * min(values)) / 10, top - 0.1), top)
-        axes.set_ylabel("score" if lines.keys() & SCORES.keys() else "mean of the largest q")
+        top = math.ceil(10 * values.max()) / 10
+        axes.set_ylim(min(math.floor(10 * values.min()) / 10, top - 0.1), top)
+        axes.set_ylabel("score" if kind == "scores" else "mean of the largest q")
     else:
         if tolerance:
-            label = f"tolerance {100 * tolerance:g}%"
-            axes.axhline(tolerance, color="0.3", ls="--", lw=1, label=label)
-        positive = [v for v in (*values, tolerance or 0.0) if v > 0] or [1e-3]
+            axes.axhline(tolerance, color="0.3", ls="--", label=f"tolerance {100 * tolerance:g}%")
+        positive = [v for v in (*values, tolerance or 0) if v > 0] or [1e-3]
         # Logarithmic down to the last decade that occurs, and linear from there to zero.
         low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
         axes.set_yscale("symlog", linthresh=10.0**low, linscale=0.3)
@@ -151,7 +155,7 @@ def reconstructions(x: Tensor, x_hat: Tensor, n: int = 10) -> Figure:
     x, x_hat = as_float(x[:n].detach().cpu()), as_float(x_hat[:n].detach().cpu())
     error = float((x - x_hat).square().mean())
     n_columns, ratio = min(10, len(x)), x.shape[2] / x.shape[3]
-    title = f"Reconstructions, mean squared error {error:.4f}"
+    title = f"Reconstructions of {len(x)} samples, mean squared error {error:.4f}"
     figure, grid = _panels(2 * math.ceil(len(x) / 10), n_columns, 0.85, 0.82 * ratio, title)
     for i, pair in enumerate(zip(x, x_hat, strict=True)):
         for j, image in enumerate(pair):
@@ -168,7 +172,7 @@ def decoded_centers(images: Tensor, sizes: Tensor) -> Figure:
     figure, grid = _panels(n_rows, n_columns, 0.95, height, "Decoded cluster centers")
     for k, image in enumerate(images):
         grid.flat[k].imshow(_rgb(image))
-        grid.flat[k].set_title(f"cluster {k}\n{int(sizes[k]):,} samples", fontsize=7.5)
+        grid.flat[k].set_title(_caption(k, int(sizes[k])), fontsize=7.5)
     _image_grid(grid, [])
     return figure
 
@@ -196,8 +200,7 @@ def extreme_samples(x: Tensor, z: Tensor, centers: Tensor, labels: Tensor, n: in
     for k, sides in enumerate(grid):
         members = torch.nonzero(labels == k).flatten()
         order = members[distance[members].argsort(stable=True)]
-        size = f"{len(members):,} samples" if len(members) else "empty"
-        captions.append(f"cluster {k}\n{size}")
+        captions.append(_caption(k, len(members)))
         for axes, index in zip(sides, (order[:n], order[n:][-n:]), strict=True):
             strip = np.ones((height, n * step + step // 3, 3), dtype=np.float32)
             for i, image in enumerate(x[index.to(x.device)]):
@@ -259,8 +262,8 @@ def tsne_panels(
             axes.set_title(f"{when}by {what}")
     if y is not None and class_names:
         figure.set_figwidth(figure.get_figwidth() + 1.6)
-        marks = [(MARKERS[k // 20 % 4], PALETTE[k % 20]) for k in range(len(class_names))]
-        handles = [Line2D([], [], ls="", marker=marker, color=colour) for marker, colour in marks]
+        looks = [(PALETTE[k % 20], MARKERS[k // 20 % 4]) for k in range(len(class_names))]
+        handles = [Line2D([], [], ls="", color=colour, marker=marker) for colour, marker in looks]
         names = [f"{k}  {_plain(name)}" for k, name in enumerate(class_names)]
         figure.legend(handles, names, loc="outside right center", title="class")
     note = "neighbourhoods have a meaning; sizes of groups and distances between them have none"
@@ -321,7 +324,7 @@ def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure
     names = [_plain(class_names[k]) if class_names else str(k) for k in classes]
     few = max(table.shape) <= 20
     cell, font = (0.45, 8) if few else (0.2, 6.5)
-    title = f"ACC {accuracy(table):.1%} of {int(table.sum()):,} samples"
+    title = f"Matched clusters: ACC {accuracy(table):.1%} of {int(table.sum()):,} samples"
     width = cell * len(clusters) + 0.06 * max(map(len, names)) + 1.2
     figure, grid = _panels(1, 1, width, cell * len(classes) + 0.5, title)
     axes = grid[0, 0]
@@ -329,8 +332,9 @@ def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure
     axes.set_xticks(range(len(clusters)), clusters, fontsize=font)
     axes.set_yticks(range(len(classes)), names, fontsize=font)
     axes.set(xlabel="cluster, in the order of its matched class", ylabel="class")
-    bar = {"shrink": 0.8, "aspect": 4 * cell * len(classes), "fraction": 0.2 / width, "pad": 0.02}
-    figure.colorbar(image, label="share of the class", **bar)
+    bar = figure.colorbar(image, shrink=0.8, aspect=4 * cell * len(classes), fraction=0.2 / width)
+    bar.set_label("share of the class")
+    bar.ax.tick_params(labelsize=8)
     for (i, j), count in np.ndenumerate(ordered.numpy()):
         if few and count:
             colour = "white" if share[i, j] > 0.5 else "black"
@@ -363,6 +367,11 @@ def _rgb(image: Tensor) -> NDArray[np.float32]:
         raise ValueError(f"Expected images of 1 or 3 channels, got {image.shape[0]}")
     rgb = as_float(image.detach().cpu()).float().nan_to_num().clamp(0, 1)
     return np.ascontiguousarray(rgb.expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+def _caption(cluster: int, size: int) -> str:
+    samples = f"{size:,} sample{'s' if size > 1 else ''}" if size else "empty"
+    return f"cluster {cluster}\n{samples}"
 
 
 def _plain(name: str) -> str:

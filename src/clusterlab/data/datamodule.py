@@ -113,7 +113,7 @@ class ClusterData(LightningDataModule):
 
     def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
         super().__init__()
-        if not 1 <= batch_size <= len(samples):
+        if not isinstance(batch_size, int) or not 1 <= batch_size <= len(samples):
             raise problem(
                 f"a batch size from 1 to the {len(samples)} samples of {samples.name}",
                 batch_size,
