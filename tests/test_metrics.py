@@ -259,7 +259,7 @@ def test_no_trouble_with_sizes_as_uneven_as_real_data():
 
 def test_trouble_names_empty_clusters():
     (message,) = metrics.cluster_trouble(torch.tensor([500, 0, 500, 0]))
-    assert message.startswith("Empty: cluster 1 (0 of 1,000 samples), 3 (0 of 1,000 samples).")
+    assert message.startswith("Empty: cluster 1, 3. Try fewer")
     assert "n_clusters" in message
 
 

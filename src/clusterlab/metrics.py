@@ -233,7 +233,7 @@ def cluster_trouble(sizes: Tensor) -> list[str]:
 
     Example:
         >>> cluster_trouble(torch.tensor([40, 0, 60]))
-        ['Empty: cluster 1 (0 of 100 samples). Try fewer n_clusters or longer pretraining.']
+        ['Empty: cluster 1. Try fewer n_clusters or longer pretraining.']
     """
     n, k = int(sizes.sum()), len(sizes)
     tiny = (sizes > 0) & (sizes * k < TINY_SHARE * n)
@@ -244,6 +244,9 @@ def cluster_trouble(sizes: Tensor) -> list[str]:
         ("Nearly empty", tiny, "If these are no outliers, try fewer n_clusters."),
         ("Collapsed", huge, "Try a smaller gamma or learning rate, or a larger update_interval."),
     ):
-        clusters = [f"{j} ({sizes[j]:,} of {n:,} samples)" for j in torch.where(found)[0].tolist()]
+        clusters = [
+            f"{j} ({sizes[j]:,} of {n:,} samples)" if sizes[j] else str(j)
+            for j in torch.where(found)[0].tolist()
+        ]
         messages += [f"{what}: cluster {', '.join(clusters)}. {advice}"] if clusters else []
     return messages

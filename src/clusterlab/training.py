@@ -121,13 +121,17 @@ def train_and_evaluate(
         q = model.assign(z).cpu()
     z = z.cpu()
     content = io.BytesIO()
-    np.savez_compressed(
-        content, index=np.arange(len(q)), label=q.argmax(1).numpy(), q=q.numpy(), z=z.numpy()
-    )
+    arrays: dict[str, Any] = {
+        "index": np.arange(len(q)),
+        "label": q.argmax(1).numpy(),
+        "q": q.numpy(),
+        "z": z.numpy(),
+    }
+    if samples.files is not None:
+        arrays["file"] = np.array(samples.files)
+    np.savez_compressed(content, **arrays)
     write_atomically(run_dir / "assignments.npz", content.getvalue())
     scores = evaluate(z, q, samples.y)
-    for line in scores["label_free"]["trouble"]:
-        log.warning("At the end: %s", line)
     paths: dict[str, Path] = {}
     if cfg.figures:
         before = None

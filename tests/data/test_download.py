@@ -335,7 +335,7 @@ def assert_names_file_and_home(
     assert text.startswith(f"Expected the file {path}, got ")
     assert text.endswith(
         f" while fetching it from {home}; "
-        f"put the prepared file at {path}, or run again where {home} can be reached"
+        f"put the prepared file at {path}, or run again where {home} can be reached."
     )
     assert contents(root) == []
 
@@ -487,7 +487,7 @@ def test_another_set_comes(tmp_path: Path, site: Pages) -> None:
     home, path = download.HOMES["usps"], tmp_path / "usps.npz"
     expected = (
         f"Expected x with SHA-256 {SHA256['usps'][0][:12]} in what {home} sent, got {got}; "
-        f"put the prepared file at {path}, or run again where {home} can be reached"
+        f"put the prepared file at {path}, or run again where {home} can be reached."
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         sources.prepared("usps", root=str(tmp_path))

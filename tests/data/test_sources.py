@@ -145,7 +145,7 @@ def test_a_changed_file_is_refused(small_usps: Path, key: str) -> None:
     text = one_line(error)
     assert text == (
         f"Expected {key} with SHA-256 {expected} in {path}, got {got}; "
-        "delete the file and run again to fetch it"
+        "delete the file and run again to fetch it."
     )
 
 
@@ -297,7 +297,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "absent.npz"
     with pytest.raises(UserError) as error:
         sources.npz(str(path))
-    assert one_line(error) == f"Expected a file {path}, got nothing there; correct data.path"
+    assert one_line(error) == f"Expected a file {path}, got nothing there; correct data.path."
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_mixed_sizes_without_a_size(tmp_path: Path) -> None:
         images.folder(str(tmp_path))
     assert one_line(error) == (
         f"Expected images of one size under {tmp_path}, got a.png 4x6 and b/c.png 7x6; "
-        "set data.size=32, or another size, to resize them"
+        "set data.size=32, or another size, to resize them."
     )
 
 

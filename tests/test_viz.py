@@ -1,0 +1,384 @@
+"""The figures show what they say they show."""
+
+import math
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from clusterlab import metrics, viz
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    return figure.axes[titles(figure).index(title)]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def suptitle(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+def draw(figure: Figure) -> None:
+    """Render, which is where overfull layouts and missing glyphs warn; warnings are errors."""
+    figure.canvas.draw()
+
+
+def run_rows(labelled: bool = True) -> list[dict[str, float | str | None]]:
+    rows: list[dict[str, float | str | None]] = [
+        {
+            "phase": "pretrain",
+            "epoch": epoch,
+            "step": 10 * (epoch + 1),
+            "pretrain/reconstruction": 0.1 / (1 + epoch),
+            "pretrain/loss": 0.1 / (1 + epoch),
+        }
+        for epoch in range(40)
+    ]
+    for refresh in range(5):
+        row: dict[str, float | str | None] = {
+            "phase": "finetune",
+            "epoch": refresh,
+            "step": 140 * refresh,
+            "finetune/reconstruction": None,
+            "cluster/confidence": 0.5 + 0.1 * refresh,
+            "cluster/label_change": None if refresh == 0 else 0.08 / 10**refresh,
+        }
+        if labelled:
+            row |= {f"cluster/{c}": 0.7 + 0.05 * refresh for c in ("accuracy", "nmi", "ari", "f1")}
+        rows.append(row)
+    rows[-1]["cluster/label_change"] = 0.0
+    losses = {"finetune/clustering": 0.3, "finetune/loss": 0.2}
+    return [*rows, {"phase": "finetune", "step": 700, **losses}]
+
+
+def test_curves_have_one_panel_a_question():
+    figure = viz.learning_curves(run_rows(), tolerance=1e-3)
+    draw(figure)
+    assert titles(figure) == [
+        "pretrain: loss",
+        "finetune: loss",
+        "finetune: scores",
+        "finetune: label change",
+    ]
+    assert all(axes.get_xlabel() == "optimizer step" for axes in figure.axes)
+    assert all(axes.get_ylabel() and axes.get_legend() for axes in figure.axes)
+
+
+def test_curves_draw_the_recorded_points():
+    axes = panel(viz.learning_curves(run_rows()), "finetune: scores")
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {"ACC", "NMI", "ARI", "macro-F1", "confidence"}
+    assert np.allclose(lines["ACC"].get_xdata(), [0, 140, 280, 420, 560])
+    assert np.allclose(lines["ACC"].get_ydata(), [0.7, 0.75, 0.8, 0.85, 0.9])
+
+
+def test_curves_without_labels_have_no_scores():
+    figure = viz.learning_curves(run_rows(labelled=False), tolerance=1e-3)
+    draw(figure)
+    assert "finetune: scores" not in titles(figure)
+    (line,) = panel(figure, "finetune: confidence").lines
+    assert line.get_label() == "confidence"
+
+
+def test_curves_use_a_logarithmic_axis_for_losses_over_a_decade():
+    figure = viz.learning_curves(run_rows())
+    assert panel(figure, "pretrain: loss").get_yscale() == "log"
+    assert panel(figure, "finetune: loss").get_yscale() == "linear"
+
+
+def test_label_change_is_logarithmic_shows_zero_and_the_tolerance():
+    axes = panel(viz.learning_curves(run_rows(), tolerance=1e-3), "finetune: label change")
+    change, tolerance = axes.lines
+    assert axes.get_yscale() == "symlog"
+    assert change.get_ydata()[-1] == 0
+    assert axes.get_ylim()[0] < 0 < 8e-5 < axes.get_ylim()[1]
+    assert tolerance.get_linestyle() == "--"
+    assert tolerance.get_ydata()[0] == 1e-3
+    assert tolerance.get_label() == "tolerance 0.1%"
+
+
+def test_one_term_has_one_colour_in_all_panels():
+    rows = run_rows()
+    rows.append({"phase": "finetune", "step": 840, "finetune/reconstruction": 0.1})
+    figure = viz.learning_curves(rows)
+    colours = [
+        line.get_color()
+        for title in ("pretrain: loss", "finetune: loss")
+        for line in panel(figure, title).lines
+        if line.get_label() == "reconstruction"
+    ]
+    assert len(colours) == 2
+    assert len(set(colours)) == 1
+
+
+@pytest.mark.parametrize("value", [None, "", math.nan, math.inf, "nan"])
+def test_curves_leave_out_what_is_no_number(value):
+    rows = [{"phase": "pretrain", "step": s, "pretrain/loss": s / 10} for s in range(1, 4)]
+    rows.append({"phase": "pretrain", "step": 4, "pretrain/loss": value})
+    figure = viz.learning_curves(rows)
+    draw(figure)
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", [0.0, 1.0, 1e-6])
+def test_curves_of_a_single_refresh(change):
+    rows = [{"phase": "finetune", "step": 0, "cluster/label_change": change, "cluster/nmi": change}]
+    figure = viz.learning_curves(rows, tolerance=0.0)
+    draw(figure)
+    assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]
+
+
+def test_curves_of_nothing():
+    figure = viz.learning_curves([])
+    draw(figure)
+    assert figure.axes == []
+    assert suptitle(figure) == "Nothing recorded yet"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reconstructions_pair_input_and_output(channels):
+    x, x_hat = random(12, channels, 6, 4), random(12, channels, 6, 4, seed=1)
+    figure = viz.reconstructions(x, x_hat, n=12)
+    draw(figure)
+    shown = {i: axes.images[0].get_array() for i, axes in enumerate(figure.axes) if axes.images}
+    assert len(shown) == 24
+    # Ten columns: sample 3 in rows 0 and 1, sample 11 in rows 2 and 3.
+    for image, source in ((3, x[3]), (13, x_hat[3]), (21, x[11]), (31, x_hat[11])):
+        expected = source.permute(1, 2, 0).expand(6, 4, 3)
+        assert np.array_equal(shown[image], expected.numpy())
+    assert f"{float((x - x_hat).square().mean()):.4f}" in suptitle(figure)
+    captions = [text for axes in figure.axes for text in texts(axes)]
+    assert captions == ["input", "output"] * 2
+
+
+def test_reconstructions_accept_stored_bytes_and_fewer_images_than_asked():
+    x = (random(2, 1, 5, 5) * 255).to(torch.uint8)
+    before = x.clone()
+    figure = viz.reconstructions(x, x.float() / 255)
+    assert "0.0000" in suptitle(figure)
+    assert torch.equal(x, before)
+    assert len(figure.axes) == 4
+
+
+def test_other_channel_counts_are_refused():
+    with pytest.raises(ValueError, match="Expected images of 1 or 3 channels, got 2"):
+        viz.reconstructions(random(1, 2, 4, 4), random(1, 2, 4, 4))
+
+
+def test_decoded_centers_are_titled_with_number_and_size():
+    images, sizes = random(12, 1, 4, 4), torch.arange(12) * 1000
+    figure = viz.decoded_centers(images, sizes)
+    draw(figure)
+    named = [axes for axes in figure.axes if axes.images]
+    assert len(named) == 12
+    assert named[11].get_title() == "cluster 11\n11,000 samples"
+    assert np.allclose(named[11].images[0].get_array()[..., 0], images[11, 0].numpy())
+
+
+def test_constant_images_keep_their_brightness():
+    figure = viz.decoded_centers(torch.full((1, 1, 4, 4), 0.25), torch.tensor([3]))
+    draw(figure)
+    assert np.allclose(figure.axes[0].images[0].get_array(), 0.25)
+
+
+def test_extreme_samples_are_the_nearest_and_the_farthest():
+    # The grey of a sample is its distance to its center: 0, 1, ..., 9 tenths, in shuffled order.
+    distance = torch.tensor([7, 2, 9, 0, 4, 5, 1, 8, 3, 6])
+    z = torch.cat([distance, 100 + distance]).float()[:, None]
+    x = (z % 100 * 20).to(torch.uint8)[:, :, None, None].expand(20, 1, 14, 14)
+    labels = torch.arange(2).repeat_interleave(10)
+    figure = viz.extreme_samples(x, z, torch.tensor([[0.0], [100.0]]), labels, n=3)
+    draw(figure)
+    assert len(figure.axes) == 4
+    for row in range(2):
+        for axes, expected in zip(figure.axes[2 * row :][:2], ([0, 1, 2], [7, 8, 9]), strict=True):
+            strip = axes.images[0].get_array()
+            greys = [float(strip[7, 15 * i + 7, 0]) for i in range(3)]  # 14 pixels and a gap of 1
+            assert np.allclose(greys, np.array(expected) * 20 / 255)
+    assert texts(figure.axes[0]) == ["cluster 0\n10 samples"]
+
+
+def test_extreme_samples_of_small_and_empty_clusters():
+    x = torch.zeros(6, 1, 14, 14)
+    z, centers = random(6, 2), random(3, 2, seed=1)
+    figure = viz.extreme_samples(x, z, centers, torch.tensor([0, 0, 0, 0, 0, 2]), n=4)
+    draw(figure)
+    assert [texts(axes)[0].split("\n")[1] for axes in figure.axes[::2]] == [
+        "5 samples",
+        "empty",
+        "1 sample",
+    ]
+    # Each sample once: black where there is one, white where there is none.
+    black = [int((axes.images[0].get_array()[7, :, 0] == 0).sum()) / 14 for axes in figure.axes]
+    assert black == [4, 1, 0, 0, 1, 0]
+
+
+def blobs(n_clusters: int, each: int = 8) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n_clusters).repeat(each)
+    return 10 * random(n_clusters, 3)[labels] + random(len(labels), 3, seed=1), labels
+
+
+def test_tsne_is_seeded_and_keeps_blobs_together():
+    z, labels = blobs(3, 20)
+    points = viz.tsne(z, seed=1)
+    assert points.shape == (60, 2)
+    assert torch.equal(points, viz.tsne(z, seed=1))
+    assert metrics.silhouette(points, labels) > 0.5
+
+
+@pytest.mark.parametrize("z", [torch.ones(7, 3), torch.rand(2, 3), torch.rand(9, 1)])
+def test_tsne_of_degenerate_embeddings_is_finite(z):
+    figure = viz.tsne_panels(None, z, torch.zeros(len(z), dtype=torch.int64))
+    draw(figure)
+    assert viz.tsne(z).isfinite().all()
+
+
+def test_tsne_panels_are_two_by_two_with_labels():
+    z, labels = blobs(3)
+    figure = viz.tsne_panels(z, z + 1, labels, y=labels, class_names=["a$b", "_c", "d"])
+    draw(figure)
+    assert titles(figure) == [
+        "before finetuning, by cluster",
+        "before finetuning, by class",
+        "after finetuning, by cluster",
+        "after finetuning, by class",
+    ]
+    assert "24 embeddings" in suptitle(figure)
+    assert all(texts(axes) == ["0", "1", "2"] for axes in figure.axes)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["0  a\\$b", "1  _c", "2  d"]
+
+
+def test_tsne_panels_without_labels_or_without_before():
+    z, labels = blobs(3)
+    assert titles(viz.tsne_panels(z, z, labels)) == [
+        "before finetuning, by cluster",
+        "after finetuning, by cluster",
+    ]
+    assert titles(viz.tsne_panels(None, z, labels)) == ["by cluster"]
+    assert titles(viz.tsne_panels(None, z, labels, y=labels)) == ["by cluster", "by class"]
+
+
+def test_a_cluster_has_the_colour_of_its_class():
+    z, y = blobs(4)
+    labels = torch.tensor([2, 0, 3, 1])[y]
+    by_cluster, by_class = viz.tsne_panels(None, z, labels, y=y).axes
+    faces = [axes.collections[0].get_facecolors() for axes in (by_cluster, by_class)]
+    assert np.array_equal(faces[0], faces[1])
+    assert np.allclose(faces[1][3, :3], to_rgb(viz.PALETTE[3]))
+    # The number of a cluster stands where its class stands.
+    places = [{t.get_text(): t.get_position() for t in a.texts} for a in (by_cluster, by_class)]
+    assert np.allclose(places[0]["2"], places[1]["0"], atol=1)
+
+
+def test_fifty_clusters_differ_in_colour_or_marker():
+    z, labels = blobs(50, 3)
+    figure = viz.tsne_panels(None, z, labels)
+    draw(figure)
+    assert len(set(viz.PALETTE)) == 20
+    assert [len(c.get_offsets()) for c in figure.axes[0].collections] == [60, 60, 30]
+    paths = [c.get_paths()[0].vertices.tobytes() for c in figure.axes[0].collections]
+    assert len(set(paths)) == 3
+    assert len(figure.axes[0].texts) == 50
+
+
+def test_numbers_are_pushed_apart():
+    places = viz._spread(np.zeros((5, 2)), 1.0)
+    away = np.linalg.norm(places[:, None] - places, axis=2)[~np.eye(5, dtype=bool)]
+    assert away.min() > 0.8
+    far = np.array([[0.0, 0.0], [5.0, 5.0]])
+    assert np.allclose(viz._spread(far, 1.0), far, atol=0.02)
+
+
+def labels_of(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def test_confusion_has_matched_clusters_on_the_diagonal():
+    table = torch.tensor([[1, 0, 80, 5], [60, 2, 0, 9], [0, 70, 3, 6]])
+    figure = viz.confusion(table, class_names=["cat", "dog", "emu"])
+    draw(figure)
+    axes = figure.axes[0]
+    expected = table[:, [2, 0, 1, 3]]  # clusters of cat, dog and emu, then the unmatched one
+    share = expected / expected.sum(1, keepdim=True)
+    assert np.allclose(axes.images[0].get_array(), share.numpy())
+    assert labels_of(axes.xaxis) == ["2", "0", "1", "3"]
+    assert labels_of(axes.yaxis) == ["cat", "dog", "emu"]
+    counts = {text.get_position(): int(text.get_text()) for text in axes.texts}
+    assert counts == {
+        (j, i): int(n) for (i, j), n in np.ndenumerate(expected.numpy()) if n
+    }  # zeros are left blank
+    assert f"ACC {210 / 236:.1%} of 236 samples" in suptitle(figure)
+
+
+def test_confusion_puts_classes_without_a_cluster_last():
+    table = torch.tensor([[9, 1], [2, 3], [0, 8]])
+    axes = viz.confusion(table).axes[0]
+    assert labels_of(axes.yaxis) == ["0", "2", "1"]
+    assert np.allclose(axes.images[0].get_array(), [[0.9, 0.1], [0, 1], [0.4, 0.6]])
+
+
+def test_confusion_of_many_clusters_has_no_counts_and_empty_classes_no_share():
+    table = torch.eye(50, dtype=torch.int64)
+    table[7] = 0
+    figure = viz.confusion(table)
+    draw(figure)
+    assert len(figure.axes[0].texts) == 0
+    assert np.isfinite(figure.axes[0].images[0].get_array()).all()
+
+
+def test_long_and_odd_names_are_shown_plainly():
+    axes = viz.confusion(torch.eye(2, dtype=torch.int64), ["$x$", "n" * 40]).axes[0]
+    assert labels_of(axes.yaxis) == [r"\$x\$", "n" * 23 + "…"]
+
+
+def test_save_replaces_the_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "figures" / "centers.png"
+    for n in (1, 3):
+        figure = viz.decoded_centers(random(n, 1, 4, 4), torch.ones(n))
+        viz.save(figure, path)
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert image.width == pytest.approx(150 * figure.get_figwidth(), abs=1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        viz.save(Figure(), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_global_state_is_left_behind():
+    settings = dict(mpl.rcParams)
+    draw(viz.confusion(torch.eye(3, dtype=torch.int64)))
+    draw(viz.learning_curves(run_rows()))
+    assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == settings
