@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from clusterlab.errors import problem
-from clusterlab.files import write_atomically, write_json
+from clusterlab.files import locked, write_atomically, write_json
 from clusterlab.loggers import read_csv
 from clusterlab.models.base import DeepClustering, check_checkpoint, check_shapes
 
@@ -42,42 +44,59 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return settings  # type: ignore[return-value]
 
 
-def open_run(cfg: DictConfig, data_sha256: str) -> Path:
-    """Make the run folder, or check that the one there was made with the same settings.
+@contextmanager
+def opened(cfg: DictConfig, data_sha256: str) -> Iterator[Path]:
+    """Hold the run folder: make it, or check that it was made with the same settings.
 
     Raises:
         UserError: If it was made with others, holds something else, or cannot be written.
     """
     run_dir = Path(cfg.run_dir)
-    made_with = run_dir / "settings.json"
-    settings = {**settings_of(cfg), "seed": cfg.seed, "data_sha256": data_sha256}
+    new = not run_dir.exists()
     try:
-        if cfg.restart and made_with.exists():
-            shutil.rmtree(run_dir)
-        if made_with.exists():
-            difference = first_difference(json.loads(made_with.read_text()), settings)
-            if difference:
-                raise problem(
-                    f"the settings that {run_dir} was made with",
-                    difference,
-                    "choose another run_dir, or restart=true to start it over",
-                )
-        elif run_dir.exists() and any(run_dir.iterdir()):
-            raise problem(
-                "an empty folder or a run",
-                f"{run_dir} with other files in it",
-                "choose another run_dir",
-            )
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        write_json(made_with, settings)
+        with locked(run_dir, "making this run"):
+            prepare(
+                run_dir, cfg, {**settings_of(cfg), "seed": cfg.seed, "data_sha256": data_sha256}
+            )
+            yield run_dir
     except OSError as error:
+        if (run_dir / "settings.json").exists():
+            raise
+        if new:
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise problem(
             "a folder that can be written",
             f"{run_dir} ({error.strerror})",
             "set output_dir to one with space that you may write to",
         ) from None
-    return run_dir
+
+
+def prepare(run_dir: Path, cfg: DictConfig, settings: dict[str, Any]) -> None:
+    """Compare a run folder's settings with those asked for, and write them into a new one."""
+    made_with = run_dir / "settings.json"
+    if made_with.exists() and cfg.restart:
+        for path in run_dir.iterdir():  # the settings stay, so that a kill leaves a run folder
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path not in (made_with, run_dir / ".lock"):
+                path.unlink()
+    elif made_with.exists():
+        difference = first_difference(json.loads(made_with.read_text()), settings)
+        if difference:
+            raise problem(
+                f"the settings that {run_dir} was made with",
+                difference,
+                "choose another run_dir, or restart=true to start it over",
+            )
+    elif any(not path.name.startswith(".") for path in run_dir.iterdir()):
+        raise problem(
+            "an empty folder or a run",
+            f"{run_dir} with other files in it",
+            "choose another run_dir",
+        )
+    write_json(made_with, settings)
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str:
@@ -120,6 +139,10 @@ class PhaseFolder:
         """Return how the phase went."""
         record: dict[str, Any] = json.loads((self.path / "phase.json").read_text())
         return record
+
+    def tidy(self) -> None:
+        """Remove what a kill after the last record left behind."""
+        self.last.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what the phase logged; nothing for one that was not trained."""

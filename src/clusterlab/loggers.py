@@ -123,10 +123,23 @@ class WandbRun(WandbLogger):
         self.experiment.log({**metrics, f"{phase}/step": step})
 
 
-def finish(
+def close(loggers: Sequence[Logger], status: str) -> None:
+    """Close the dashboards, or the next run of a sweep would go on in this one's.
+
+    Args:
+        loggers: The run's loggers.
+        status: ``success`` or ``failed``.
+    """
+    for logger in loggers:
+        logger.finalize(status)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(status != "success"))
+
+
+def publish(
     loggers: Sequence[Logger], scores: dict[str, dict[str, Any]], figures: dict[str, Path]
 ) -> None:
-    """Give the dashboards the final scores and the figures, and close them.
+    """Give the dashboards the final scores and the figures.
 
     Args:
         loggers: The run's loggers.
@@ -139,11 +152,9 @@ def finish(
             logger.experiment.summary.update(final)
             for name, path in figures.items():
                 logger.log_image(f"figures/{name}", [str(path)])
-            logger.experiment.finish()  # or the next run of a sweep would go on in this one
         elif isinstance(logger, TensorBoardLogger):
             for name, path in figures.items():
                 logger.experiment.add_image(f"figures/{name}", imread(path), dataformats="HWC")
             for name, value in scores["metrics"].items():
                 if value is not None:
                     logger.experiment.add_scalar(f"final/{name}", value)
-        logger.finalize("success")

@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from clusterlab import figures
-from clusterlab.callbacks import PhaseCheckpoint, Progress, TargetRefresh
+from clusterlab.callbacks import PhaseCheckpoint, Progress, StepLimit, TargetRefresh
 from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import Batches, ClusterData, InOrder
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import embed, is_rank_zero
 from clusterlab.files import locked, settings_digest, write_atomically, write_json
-from clusterlab.folders import PhaseFolder, load_network, open_run, settings_of
-from clusterlab.loggers import PhaseCsv, finish, write_csv
+from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
+from clusterlab.loggers import PhaseCsv, close, publish, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.record import environment, evaluate
 
@@ -54,11 +54,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg.network.image_shape = list(samples.image_shape)
     model: DeepClustering = build(cfg.model, network=build(cfg.network))
 
+    if cfg.init_from is not None:
+        load_network(Path(cfg.init_from), model)
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
         train_phases(cfg, model, data, Path(cfg.run_dir))
         return {}
-    run_dir = open_run(cfg, samples.sha256)
-    with locked(run_dir, "making this run"):
+    with opened(cfg, samples.sha256) as run_dir:
         result_file = run_dir / "result.json"
         if result_file.exists():
             result: dict[str, Any] = json.loads(result_file.read_text())
@@ -90,13 +91,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             record["device"],
             run_dir,
         )
+        loggers: list[Logger] = [build(node) for node in cfg.logger.values()]
+        for logger in loggers:
+            logger.log_hyperparams(config)  # type: ignore[arg-type]
+        status = "failed"
         try:
-            record |= train_and_evaluate(cfg, model, data, run_dir, device)
+            record |= train_and_evaluate(cfg, model, data, run_dir, device, loggers)
+            status = "success"
         except Exception as error:
             with suppress(OSError):  # the error may be that nothing can be written
                 write_json(result_file, {**record, "error": str(error), "config": config})
             raise
         finally:
+            close(loggers, status)
             logging.getLogger("clusterlab").removeHandler(handler)
             handler.close()
         record["config"] = config
@@ -105,12 +112,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def train_and_evaluate(
-    cfg: DictConfig, model: DeepClustering, data: ClusterData, run_dir: Path, device: torch.device
+    cfg: DictConfig,
+    model: DeepClustering,
+    data: ClusterData,
+    run_dir: Path,
+    device: torch.device,
+    loggers: Sequence[Logger],
 ) -> dict[str, Any]:
     """Train what is not trained yet, then score, store and draw the final state."""
-    loggers: list[Logger] = [build(node) for node in cfg.logger.values()]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     phases = train_phases(cfg, model, data, run_dir, loggers)
     samples = data.samples
     rows = [row for name in phases for row in PhaseFolder(run_dir / name).rows()]
@@ -141,7 +150,7 @@ def train_and_evaluate(
             last = list(phases)[-1]
             PhaseFolder(run_dir / last).load(model, last)
         paths = figures.draw(run_dir / "figures", model, samples, before, z, q, rows, cfg)
-    finish(loggers, scores, paths)
+    publish(loggers, scores, paths)
     return {
         **scores,
         "phases": phases,
@@ -165,11 +174,11 @@ def train_phases(
     for name, phase in cfg.phases.items():
         folder = PhaseFolder(run_dir / name)
         if folder.finished:
+            folder.tidy()
             folder.load(model, name)
             records[name] = folder.record()
             continue
         if name == "pretrain" and cfg.init_from is not None:
-            load_network(Path(cfg.init_from), model)
             model.phase = name
             record = {"seconds": 0.0, "epochs": 0, "steps": 0, "stop_reason": "init_from"}
         elif name == "pretrain" and cfg.pretrained_dir is not None:
@@ -214,6 +223,7 @@ def share_pretraining(
         reused = entry.finished
         if reused:
             log.info("Reusing the pretrained autoencoder in %s.", entry.path)
+            entry.tidy()
             entry.load(model, "pretrain")
             for row in entry.rows():  # so that a dashboard shows both phases of every run
                 values = {k: v for k, v in row.items() if k not in ("phase", "step")}
@@ -246,12 +256,12 @@ def fit(
     trainer: Trainer = build(
         cfg.trainer,
         max_epochs=phase.max_epochs,
-        max_steps=phase.max_steps,
-        callbacks=[*callbacks, Progress(), checkpoint],
+        callbacks=[*callbacks, StepLimit(phase.max_steps), Progress(phase.max_steps), checkpoint],
         logger=[PhaseCsv(folder.path / "metrics.csv", name), *loggers],
     )
     resumed = folder.last.exists()
     if resumed and trainer.is_global_zero:
+        load_checkpoint(folder.last)  # says in one line what is wrong with it
         log.info("Resuming %s from %s.", name, folder.last)
     trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
     record: dict[str, Any] = {

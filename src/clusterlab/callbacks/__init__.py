@@ -3,6 +3,7 @@
 from clusterlab.callbacks.checkpoint import PhaseCheckpoint
 from clusterlab.callbacks.cluster_init import ClusterInit
 from clusterlab.callbacks.progress import Progress
+from clusterlab.callbacks.step_limit import StepLimit
 from clusterlab.callbacks.target_refresh import TargetRefresh
 
-__all__ = ["ClusterInit", "PhaseCheckpoint", "Progress", "TargetRefresh"]
+__all__ = ["ClusterInit", "PhaseCheckpoint", "Progress", "StepLimit", "TargetRefresh"]

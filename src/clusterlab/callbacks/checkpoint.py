@@ -37,7 +37,13 @@ class PhaseCheckpoint(Checkpoint):
         self._started = self._saved = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if the last file is old enough; rank 0's clock decides for all."""
+        """Save if the last file is old enough; rank 0's clock decides for all.
+
+        Not at the end of the phase: what remains to be done there, a last refresh and the record,
+        is not training, and a run killed before it is done trains its last seconds again.
+        """
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            return
         due = time.perf_counter() - self._saved >= self.interval
         if trainer.strategy.broadcast(due):
             part = self.path.with_suffix(".part")

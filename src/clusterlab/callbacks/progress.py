@@ -27,12 +27,14 @@ class Progress(Callback):
     Lightning's bars restart every epoch: two hundred of them for a pretrain phase.
 
     Args:
+        max_steps: The phase's limit, -1 for none.
         interval: Seconds between two updates on a terminal.
         log_interval: Seconds between two log lines elsewhere.
     """
 
-    def __init__(self, interval: float = 0.25, log_interval: float = 30.0) -> None:
+    def __init__(self, max_steps: int, interval: float = 0.25, log_interval: float = 30.0) -> None:
         console = Console(stderr=True)
+        self.max_steps = max_steps
         self.interval = interval if console.is_terminal else log_interval
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
@@ -54,10 +56,9 @@ class Progress(Callback):
         assert isinstance(pl_module, DeepClustering)
         if not trainer.is_global_zero:
             return
-        self._total = trainer.max_steps
-        if self._total < 0:
-            assert trainer.max_epochs is not None
-            self._total = trainer.max_epochs * int(trainer.num_training_batches)
+        assert trainer.max_epochs is not None
+        limits = [self.max_steps, trainer.max_epochs * int(trainer.num_training_batches)]
+        self._total = min(limit for limit in limits if limit > 0)
         self.bar.start()
         self._task = self.bar.add_task(
             pl_module.phase, total=self._total, completed=trainer.global_step, terms=""

@@ -71,7 +71,6 @@ class TargetRefresh(Callback):
             self.first = dict(self.scores)
         else:
             pl_module.target = self.target = self.target.to(pl_module.device)
-        trainer.should_stop = self.converged  # a converged phase trains no step when resumed
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,10 +114,7 @@ class TargetRefresh(Callback):
         self.scores = scores
         self._tell_trouble(cluster_sizes(labels, n_clusters))
         self.seconds += time.perf_counter() - start
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {f"cluster/{name}": value for name, value in scores.items()}, self.refreshed_at
-            )
+        pl_module.log_now({f"cluster/{name}": value for name, value in scores.items()})
 
     def record(self) -> dict[str, Any]:
         """Return what the phase's record says of the refreshes."""
@@ -144,7 +140,6 @@ class TargetRefresh(Callback):
             "target": self.target,
             "labels": self.labels,
             "refreshed_at": self.refreshed_at,
-            "converged": self.converged,
             "change": self.change,
             "refreshes": self.refreshes,
             "seconds": self.seconds,

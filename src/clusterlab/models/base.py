@@ -141,12 +141,20 @@ class DeepClustering(LightningModule, ABC):
         if self._sums is None:
             return
         self._stop_if_broken()
-        means = self._sums / self._samples
+        means = self.trainer.strategy.reduce(self._sums / self._samples, reduce_op="mean").tolist()
         logs = {f"{self.phase}/{name}": mean for name, mean in zip(self._terms, means, strict=True)}
-        logs[f"{self.phase}/loss"] = means.sum()
-        self.log_dict(logs, sync_dist=self.trainer.world_size > 1)
-        # "step" is the key by which Lightning lets a log choose its place on the step axis.
-        self.log("step", float(self.global_step))
+        logs[f"{self.phase}/loss"] = sum(means)
+        self.log_dict(logs, logger=False)  # for other people's callbacks
+        self.log_now(logs)
+
+    def log_now(self, values: dict[str, float]) -> None:
+        """Send values to the run's loggers at the current step.
+
+        ``self.log`` would send them after the epoch's checkpoint is written: a run killed between
+        the two would miss them.
+        """
+        for logger in self.loggers:
+            logger.log_metrics(values, self.global_step)
 
     def running_terms(self) -> dict[str, float]:
         """Return the mean of each term over the epoch so far, for a progress display."""
