@@ -76,7 +76,6 @@ class Case:
     n_samples: int
     side: int
     batch_size: int = 256
-    epochs: int = 1
     near_empty: bool = False  # a network that costs nothing, to see what the rest costs
 
     def network(self) -> Autoencoder:
@@ -100,20 +99,19 @@ class Case:
 
 
 def bare(case: Case) -> Clock:
-    """Train without a framework."""
+    """Train an epoch without a framework."""
     device = training_device(case.cfg.trainer)
     x, network = as_float(case.samples().x).to(device), case.network().to(device)
     optimizer = build(case.cfg.phases.pretrain.optimizer)(network.parameters())
     clock = Clock()
     clock.tick()
-    for _ in range(case.epochs):
-        order = torch.randperm(len(x))
-        for i in range(0, len(x), case.batch_size):
-            batch = x[order[i : i + case.batch_size]]
-            loss = mse_loss(network(batch)[1], batch)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    order = torch.randperm(len(x))
+    for i in range(0, len(x), case.batch_size):
+        batch = x[order[i : i + case.batch_size]]
+        loss = mse_loss(network(batch)[1], batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
     clock.tick()
     return clock
 
@@ -121,7 +119,7 @@ def bare(case: Case) -> Clock:
 def fit_phase(case: Case, name: str = "pretrain", **settings: int) -> Clock:
     """Fit one phase as a run does, with changed settings."""
     cfg, clock = case.cfg.copy(), Clock()
-    cfg.phases[name].update(settings or {"max_epochs": case.epochs})
+    cfg.phases[name].update(settings or {"max_epochs": 1})
     model = build(cfg.model, network=case.network())
     model.configure_callbacks = lambda: [clock]  # so that fit needs no entrance for a benchmark
     data = ClusterData(case.samples(), case.batch_size, cfg.seed)
@@ -152,7 +150,7 @@ def plain_lightning(case: Case) -> Clock:
     """Train with Lightning's defaults and a loader that asks for one sample after another."""
     clock, data = Clock(), TensorDataset(as_float(case.samples().x))
     off = ("enable_progress_bar", "enable_checkpointing", "enable_model_summary")
-    options: dict[str, Any] = {"max_epochs": case.epochs, "devices": 1, **dict.fromkeys(off, False)}
+    options: dict[str, Any] = {"max_epochs": 1, "devices": 1, **dict.fromkeys(off, False)}
     with tempfile.TemporaryDirectory() as path:
         trainer = Trainer(callbacks=[clock], default_root_dir=path, **options)
         trainer.fit(PlainModule(case), DataLoader(data, batch_size=case.batch_size, shuffle=True))
@@ -163,22 +161,24 @@ VARIANTS = {"bare loop": bare, "clusterlab": fit_phase, "plain Lightning": plain
 
 
 def compare(case: Case, rounds: int) -> list[Row]:
-    """Run the variants in turn and return medians: speeds and their ratios, or the fixed cost."""
+    """Run the variants in turn and return medians: speeds and their ratios, or the fixed cost.
+
+    Rounds are short and many: what else happens on a machine changes within seconds.
+    """
     seen = [{name: v(case).seconds for name, v in VARIANTS.items()} for _ in range(rounds + 1)]
     del seen[0]  # libraries warm up in it
-    rows, images = [], case.n_samples * case.epochs
-    steps = -(-case.n_samples // case.batch_size) * case.epochs
+    rows, steps = [], -(-case.n_samples // case.batch_size)
     for kind in ("CPU", "wall"):
         for name in VARIANTS if not case.near_empty else ():
-            value = median(images / seconds[name][kind] for seconds in seen)
+            value = median(case.n_samples / seconds[name][kind] for seconds in seen)
             rows.append(case.row(f"pretrain, {name}", value, f"images / {kind} s", rounds))
         for name in list(VARIANTS)[1:]:
-            pairs = [(seconds[name][kind], seconds["bare loop"][kind]) for seconds in seen]
+            pairs = [(seconds["bare loop"][kind], seconds[name][kind]) for seconds in seen]
             if case.near_empty:
-                value = median(1000 * (ours - floor) / steps for ours, floor in pairs)
+                value = median(1000 * (b - a) for a, b in pairs) / steps
                 rows.append(case.row(f"fixed cost, {name}", value, f"{kind} ms / step", rounds))
             else:
-                value = median(floor / ours for ours, floor in pairs)
+                value = median(a / b for a, b in pairs)
                 rows.append(case.row(f"{name} / bare loop", value, f"{kind} ratio", rounds))
     return rows
 
@@ -212,22 +212,21 @@ def peak_memory(case: Case) -> list[Row]:
 def main() -> None:
     """Measure everything, print a table and write it to a CSV."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, help="rounds that count; 5, with --quick 1")
+    parser.add_argument("--rounds", type=int, help="rounds that count; 9, with --quick 2")
     parser.add_argument("--out", type=Path, help="results/benchmark.csv, with --quick no file")
     parser.add_argument("--quick", action="store_true", help="try it out: a minute, rough numbers")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    quick, rounds = args.quick, args.rounds or (1 if args.quick else 5)
-    threads = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(threads)
+    quick, rounds = args.quick, args.rounds or (2 if args.quick else 9)
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         # k-means is not measured, and in random data it searches for long.
         cfg = compose("train", ["data=mnist", "model.n_init=1", "phases.finetune.tolerance=0"])
 
-    usps = Case(cfg, 9_298, side=16, epochs=1 if quick else 2)
-    mnist = Case(cfg, 1_280 if quick else 5_120, side=28)
+    usps = Case(cfg, 2_560 if quick else 9_298, side=16)
+    mnist = Case(cfg, 1_280 if quick else 2_560, side=28)
     near_empty = Case(cfg, 4_800 if quick else 16_000, side=8, batch_size=16, near_empty=True)
     all_of_mnist = Case(cfg, 70_000, side=28)
     rows = peak_memory(all_of_mnist)  # first: a process inherits the peak of the one that starts it
@@ -236,14 +235,16 @@ def main() -> None:
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 
     device = device_name(training_device(cfg.trainer))
-    table = Table(*rows[0], title=device, title_justify="left")
+    table = Table(title=device, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="right" if column in ("value", "rounds") else "left")
     for row in rows:
         table.add_row(*(f"{v:,g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
     out = args.out or (None if quick else Path("results/benchmark.csv"))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = {"device": device, "threads": threads, "commit": commit()}
+        made = {"device": device, "threads": torch.get_num_threads(), "commit": commit()}
         write_csv(out, [row | made for row in rows])
 
 

@@ -1,17 +1,18 @@
-"""Write the README's results table from ``results/``: ``make readme``."""
+"""Write the README's tables from ``results/``: ``make readme``."""
 
 from pathlib import Path
 
-from clusterlab.report import fill, read_records, results_table
+from clusterlab.report import benchmark_table, fill, read_records, results_table
 
 ROOT = Path(__file__).parents[1]
 
 
 def filled_readme() -> str:
     """Return the README as it must be for the records in ``results/``."""
-    records = read_records(ROOT / "results" / "dcec.csv")
-    published = read_records(ROOT / "results" / "published.csv")
-    return fill((ROOT / "README.md").read_text(), results_table(records, published))
+    results = ROOT / "results"
+    records, published = read_records(results / "dcec.csv"), read_records(results / "published.csv")
+    readme = fill((ROOT / "README.md").read_text(), "results", results_table(records, published))
+    return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
 
 
 if __name__ == "__main__":

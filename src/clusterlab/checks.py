@@ -18,6 +18,12 @@ def build(node: Any, **kwargs: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, ImportError):
+            raise problem(
+                f"the packages that {node.get('_target_')} needs",
+                error.__cause__,
+                "install them, for the loggers with pip install 'clusterlab[wandb,tensorboard]'",
+            ) from None
         raise
 
 

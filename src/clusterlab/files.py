@@ -46,6 +46,20 @@ def settings_digest(settings: Any) -> str:
 
 
 @contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append what the package logs to a file, with times."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("clusterlab")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def locked(folder: Path, waiting_for: str) -> Iterator[None]:
     """Hold a folder for this process; say so when another holds it, and wait.
 

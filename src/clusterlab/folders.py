@@ -140,10 +140,6 @@ class PhaseFolder:
         record: dict[str, Any] = json.loads((self.path / "phase.json").read_text())
         return record
 
-    def tidy(self) -> None:
-        """Remove what a kill after the last record left behind."""
-        self.last.unlink(missing_ok=True)
-
     def rows(self) -> list[dict[str, Any]]:
         """Return what the phase logged; nothing for one that was not trained."""
         metrics = self.path / "metrics.csv"
@@ -170,6 +166,7 @@ class PhaseFolder:
         check_checkpoint(checkpoint, model, phase)
         model.load_state_dict(checkpoint["state_dict"])
         model.phase = phase
+        self.last.unlink(missing_ok=True)  # left by a kill right after the record was written
 
 
 def load_network(path: Path, model: DeepClustering) -> None:

@@ -19,7 +19,6 @@ Row = dict[str, str]
 IDENTITY = ("model", "data", "seed", "settings_sha256", "data_sha256", "device", "commit")
 # What must agree among the runs of one mean.
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
-BEGIN, END = "<!-- results: made by `make readme` -->", "<!-- end of results -->"
 
 
 def scalars(record: dict[str, Any], prefix: str = "") -> Row:
@@ -149,13 +148,25 @@ def results_table(records: Sequence[Row], published: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def fill(readme: str, table: str) -> str:
-    """Put a table between the README's markers.
+def benchmark_table(rows: Sequence[Row]) -> str:
+    """Lay out the benchmark's CPU measurements, as Markdown; the file has the wall times too."""
+    lines = ["| measure | images | value | unit |", "|---|---|--:|---|"]
+    for row in rows:
+        if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
+            value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
+            lines.append(f"| {row['measure']} | {row['shape']} | {value} | {row['unit']} |")
+    made = {f"{row['device']}, revision {row['commit'][:9]}" for row in rows}
+    lines += ["", f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."]
+    return "\n".join(lines)
+
+
+def fill(readme: str, name: str, table: str) -> str:
+    """Put a table between the README's markers ``<!-- name -->`` and ``<!-- end of name -->``.
 
     Raises:
         UserError: If the markers are not there.
     """
-    if BEGIN not in readme or END not in readme:
-        raise problem(f"the markers '{BEGIN}' and '{END}'", "none", "put them back")
-    head, tail = readme.split(BEGIN)[0], readme.split(END)[1]
-    return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in readme or end not in readme:
+        raise problem(f"the markers '{begin}' and '{end}' in the README", "none", "put them back")
+    return f"{readme.split(begin)[0]}{begin}\n\n{table}\n\n{end}{readme.split(end)[1]}"

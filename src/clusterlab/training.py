@@ -22,7 +22,7 @@ from clusterlab.checks import build, check_phases, check_seed, number_of_cluster
 from clusterlab.data.datamodule import Batches, ClusterData, InOrder
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import embed, is_rank_zero
-from clusterlab.files import locked, settings_digest, write_atomically, write_json
+from clusterlab.files import locked, log_to, settings_digest, write_atomically, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, write_csv
 from clusterlab.models.base import DeepClustering
@@ -66,9 +66,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
                 return result
-        handler = logging.FileHandler(run_dir / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("clusterlab").addHandler(handler)
         record = {
             "model": cfg.model_name,
             "data": samples.name,
@@ -81,32 +78,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             "settings_sha256": settings_digest(settings_of(cfg)),
             **environment(device),
         }
-        config = OmegaConf.to_container(cfg, resolve=True)
-        log.info(
-            "%s: %d samples of %s, %d clusters, on %s, into %s",
-            f"{cfg.model_name} on {samples.name}",
-            len(samples),
-            "x".join(map(str, samples.image_shape)),
-            cfg.n_clusters,
-            record["device"],
-            run_dir,
-        )
+        config: Any = {"config": OmegaConf.to_container(cfg, resolve=True)}
         loggers: list[Logger] = [build(node) for node in cfg.logger.values()]
-        for logger in loggers:
-            logger.log_hyperparams(config)  # type: ignore[arg-type]
-        status = "failed"
         try:
-            record |= train_and_evaluate(cfg, model, data, run_dir, device, loggers)
-            status = "success"
-        except Exception as error:
-            with suppress(OSError):  # the error may be that nothing can be written
-                write_json(result_file, {**record, "error": str(error), "config": config})
+            with log_to(run_dir / "train.log"):
+                shape = "x".join(map(str, samples.image_shape))
+                what = f"{cfg.model_name} on {samples.name}, {len(samples)} samples of {shape}"
+                where = f"{cfg.n_clusters} clusters, on {record['device']}, into {run_dir}"
+                log.info("%s, %s", what, where)
+                for logger in loggers:
+                    logger.log_hyperparams(config["config"])
+                record |= train_and_evaluate(cfg, model, data, run_dir, device, loggers)
+        except BaseException as error:
+            close(loggers, "failed")
+            if isinstance(error, Exception):
+                with suppress(OSError):  # the error may be that nothing can be written
+                    write_json(result_file, {**record, "error": str(error), **config})
             raise
-        finally:
-            close(loggers, status)
-            logging.getLogger("clusterlab").removeHandler(handler)
-            handler.close()
-        record["config"] = config
+        close(loggers, "success")
+        record |= config
         write_json(result_file, record)
         return record
 
@@ -174,7 +164,6 @@ def train_phases(
     for name, phase in cfg.phases.items():
         folder = PhaseFolder(run_dir / name)
         if folder.finished:
-            folder.tidy()
             folder.load(model, name)
             records[name] = folder.record()
             continue
@@ -223,7 +212,6 @@ def share_pretraining(
         reused = entry.finished
         if reused:
             log.info("Reusing the pretrained autoencoder in %s.", entry.path)
-            entry.tidy()
             entry.load(model, "pretrain")
             for row in entry.rows():  # so that a dashboard shows both phases of every run
                 values = {k: v for k, v in row.items() if k not in ("phase", "step")}
