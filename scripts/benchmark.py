@@ -161,12 +161,9 @@ VARIANTS = {"bare loop": bare, "clusterlab": fit_phase, "plain Lightning": plain
 
 
 def compare(case: Case, rounds: int) -> list[Row]:
-    """Run the variants in turn and return medians: speeds and their ratios, or the fixed cost.
-
-    Rounds are short and many: what else happens on a machine changes within seconds.
-    """
+    """Run the variants in turn and return medians: speeds and their ratios, or the fixed cost."""
     seen = [{name: v(case).seconds for name, v in VARIANTS.items()} for _ in range(rounds + 1)]
-    del seen[0]  # libraries warm up in it
+    del seen[0]  # libraries warm up in it; many short rounds, since other jobs come and go
     rows, steps = [], -(-case.n_samples // case.batch_size)
     for kind in ("CPU", "wall"):
         for name in VARIANTS if not case.near_empty else ():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig
 
+from clusterlab.callbacks import StepLimit
 from clusterlab.cli import config_folder
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples
@@ -28,6 +30,7 @@ from clusterlab.losses import kl_divergence
 from clusterlab.models.base import DeepClustering
 from clusterlab.models.dcec import DCEC
 from clusterlab.networks import ConvAutoencoder
+from clusterlab.training import run
 
 
 def pytest_configure() -> None:
@@ -83,16 +86,18 @@ def train(tmp_path: Path) -> Callable[..., Trainer]:
         phase: str,
         callbacks: Sequence[Callback] = (),
         batch_size: int = 64,
+        max_steps: int = -1,
+        max_epochs: int = -1,
         ckpt_path: Path | None = None,
         **kwargs: Any,
     ) -> Trainer:
         model.phase = phase
-        limits = {"max_epochs": -1} if "max_steps" in kwargs else {}
         trainer = Trainer(
-            **{"logger": False, **limits, **kwargs},
+            **{"logger": False, **kwargs},
             accelerator="cpu",
             devices=1,
-            callbacks=list(callbacks),
+            max_epochs=max_epochs,
+            callbacks=[*callbacks, StepLimit(max_steps)],
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -122,6 +127,8 @@ LITTLE = (
     "trainer=cpu",
     "figures=false",
 )
+# So that its clusters do not collapse after that little pretraining: labels differ, scores tell.
+FINISHED = (*LITTLE, "phases.finetune.optimizer.lr=0.0001")
 
 
 @pytest.fixture(scope="session")
@@ -135,16 +142,27 @@ def little_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    """Compose a command line's config; its run folder is ``folder/run`` unless overridden."""
+    where = (f"output_dir={folder}", f"run_dir={folder / 'run'}")
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return hydra.compose("train", [*where, *overrides])
+
+
 @pytest.fixture
 def compose(tmp_path: Path) -> Callable[..., DictConfig]:
     """Compose a command line's config; its run folder is ``tmp_path/run`` unless overridden."""
+    return partial(composed, tmp_path)
 
-    def make(*overrides: str) -> DictConfig:
-        where = (f"output_dir={tmp_path}", f"run_dir={tmp_path / 'run'}")
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra.compose("train", [*where, *overrides])
 
-    return make
+@pytest.fixture(scope="session")
+def finished(
+    little_npz: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The config and the record of a finished little run; change nothing in its folders."""
+    folder = tmp_path_factory.mktemp("finished")
+    cfg = composed(folder, *FINISHED, f"data.path={little_npz}")
+    return cfg, run(cfg)
 
 
 @pytest.fixture

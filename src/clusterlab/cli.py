@@ -2,8 +2,10 @@
 
 import errno
 import logging
+import os
 import re
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,15 @@ UNNAMED = re.compile(
     r"^(\+?(model|data|seed|experiment|sweep|logger|trainer|output_dir|run_dir|pretrained_dir|"
     r"restart|figures|checkpoint_interval)(=|$)|logger\.|trainer\.|data\.root|hydra)"
 )
+OmegaConf.register_new_resolver(
+    "first_of", lambda *values: next(value for value in values if value is not None), replace=True
+)
 OmegaConf.register_new_resolver("file_stem", lambda path: Path(path).stem, replace=True)
-UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES}
-failed: list[str] = []  # jobs of this sweep that ended with a UserError
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+FAILED = "CLUSTERLAB_FAILED"  # names the file in which jobs, in whatever process, say they failed
 
 
 def config_folder() -> Path:
@@ -33,6 +41,20 @@ def config_folder() -> Path:
     here = Path(__file__).parent
     shipped = here / "conf"
     return shipped if shipped.is_dir() else here.parents[1] / "conf"
+
+
+def safe(text: str, limit: int) -> str:
+    """Make a file name of at most ``limit`` bytes; a shortened one ends in a digest of the whole.
+
+    Example:
+        >>> safe("../data.path=/my pictures", 100)
+        'data.path=-my-pictures'
+    """
+    name = re.sub(r"[^\w.,=+@~-]+", "-", text).lstrip(".-")
+    if len(name.encode()) <= limit:
+        return name
+    kept = name.encode()[: limit - 13].decode(errors="ignore")
+    return f"{kept}~{settings_digest(text)[:12]}"
 
 
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:
@@ -45,13 +67,9 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         'dcec_usps/loss.gamma=0.5,seed=3'
     """
     asked = sorted(override for override in overrides if not UNNAMED.match(override))
-    name = cfg.experiment_name or f"{cfg.model_name}_{cfg.data.name}"
-    detail = ",".join([*asked, f"seed={cfg.seed}"])
-    # Slashes would make folders of a path, and file systems end names at 255 bytes.
-    detail = re.sub(r"[^\w.,=+@~-]+", "-", detail)
-    if len(detail) > 200:
-        detail = f"{detail[:180]}~{settings_digest(detail)[:12]}"
-    return f"{name}/{detail}"
+    name = safe(cfg.experiment_name or f"{cfg.model_name}_{cfg.data.name}", 100)
+    detail = f"{safe(','.join(asked), 200)}," if asked else ""
+    return f"{name}/{detail}seed={cfg.seed}"
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
@@ -64,18 +82,22 @@ def job(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     context = HydraConfig.get()
     cfg.experiment_name = context.runtime.choices.get("experiment")
-    if cfg.run_dir is None:
-        name = run_name(cfg, list(context.overrides.task))
-        cfg.run_dir = str(Path(cfg.output_dir) / name)
     try:
+        if missing := OmegaConf.missing_keys(cfg):
+            raise problem(f"a value for {', '.join(missing)}", "none", f"set {min(missing)}=...")
+        if cfg.run_dir is None:
+            name = run_name(cfg, list(context.overrides.task))
+            cfg.run_dir = str(Path(cfg.output_dir) / name)
         record = run(cfg)
     except (UserError, OSError) as error:
         if isinstance(error, OSError):
             if error.errno not in UNWRITABLE:
                 raise
-            error = problem("room to write", error, "free some space and run the same again")
+            remedy = "free some space, or set output_dir to a folder that you may write to"
+            error = problem("a place to write", error, remedy)
         print(f"Error: {error}", file=sys.stderr)
-        failed.append(cfg.run_dir)
+        with Path(os.environ[FAILED]).open("a") as file:
+            file.write(f"{' '.join(context.overrides.task)}\n")
         if context.mode == RunMode.RUN:
             raise SystemExit(1) from None
         return
@@ -127,7 +149,9 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
 
 def main() -> None:
     """Run the command line; exit with 1 if a job failed."""
-    job()
-    if failed:
-        print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
-        raise SystemExit(1)
+    with tempfile.NamedTemporaryFile(prefix="clusterlab-") as file:
+        os.environ[FAILED] = file.name
+        job()
+        if failed := Path(file.name).read_text().splitlines():
+            print(f"{len(failed)} jobs failed:", *failed, sep="\n  ", file=sys.stderr)
+            raise SystemExit(1)

@@ -51,6 +51,7 @@ def log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("clusterlab")
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield

@@ -40,6 +40,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
         settings.pop(name, None)
     for node in (settings["data"], settings["data"]["source"]):
         node.pop("root", None)  # where the file lies; data_sha256 says what is in it
+    settings["model"].pop("seed", None)
     settings["precision"] = cfg.trainer.precision
     return settings  # type: ignore[return-value]
 
@@ -154,7 +155,12 @@ class PhaseFolder:
         torch.save(checkpoint, content)
         write_atomically(self.path / "weights.ckpt", content.getvalue())
         write_json(self.path / "phase.json", record)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the checkpoint of a phase that is finished, also a half-written one."""
         self.last.unlink(missing_ok=True)
+        self.last.with_suffix(".part").unlink(missing_ok=True)
 
     def load(self, model: DeepClustering, phase: str) -> None:
         """Load the finished phase's weights.
@@ -166,7 +172,7 @@ class PhaseFolder:
         check_checkpoint(checkpoint, model, phase)
         model.load_state_dict(checkpoint["state_dict"])
         model.phase = phase
-        self.last.unlink(missing_ok=True)  # left by a kill right after the record was written
+        self.tidy()
 
 
 def load_network(path: Path, model: DeepClustering) -> None:
@@ -196,9 +202,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no exception of its own for a file it cannot read
+        reason = (str(error) or type(error).__name__).splitlines()
         raise problem(
             "a checkpoint",
-            f"a file that torch cannot read, {path} ({str(error).splitlines()[0]})",
+            f"a file that torch cannot read, {path} ({reason[0]})",
             "give the weights.ckpt of a run's phase",
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

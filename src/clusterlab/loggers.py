@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
-from clusterlab.files import write_atomically
+from clusterlab.errors import problem
+from clusterlab.files import settings_digest, write_atomically
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -94,6 +98,14 @@ def read_csv(path: Path) -> list[Row]:
     ]
 
 
+def replay(rows: Sequence[Row], loggers: Sequence[Logger]) -> None:
+    """Log again what another process logged, so that a dashboard shows all phases of a run."""
+    for row in rows:
+        values = {name: value for name, value in row.items() if name not in ("phase", "step")}
+        for logger in loggers:
+            logger.log_metrics(values, row["step"])
+
+
 class WandbRun(WandbLogger):
     """Log all phases to one W&B run, each on a step axis of its own.
 
@@ -102,11 +114,31 @@ class WandbRun(WandbLogger):
     Args:
         mode: ``offline`` or ``online``.
         phases: Names of the phases, whose panels get the axis ``<phase>/step``.
-        kwargs: What ``lightning.pytorch.loggers.WandbLogger`` takes.
+        save_dir: The run folder; it fixes the run's id, so that a resumed run goes on in its own.
+        tags: Tags; ``None`` among them is left out.
+        kwargs: What else ``lightning.pytorch.loggers.WandbLogger`` takes.
+
+    Raises:
+        UserError: If the mode is another.
     """
 
-    def __init__(self, mode: str, phases: list[str], **kwargs: Any) -> None:
-        super().__init__(offline=mode == "offline", **kwargs)
+    def __init__(
+        self, mode: str, phases: list[str], save_dir: str, tags: list[str | None], **kwargs: Any
+    ) -> None:
+        if mode not in ("offline", "online"):
+            raise problem("logger.wandb.mode=offline or online", mode, "correct it")
+        self.mode = mode
+        super().__init__(
+            offline=mode == "offline",
+            save_dir=save_dir,
+            id=settings_digest(str(Path(save_dir).resolve()))[:16],
+            tags=[tag for tag in tags if tag is not None],
+            settings={"silent": True},  # or it prints 33 lines
+            **kwargs,
+        )
+        self._wandb_init.pop("anonymous")  # deprecated in W&B, which warns of it
+        if mode == "offline":
+            self._wandb_init.pop("resume")  # not offline, says W&B
         self._phases = phases
         self._axes_defined = False
 
@@ -120,7 +152,8 @@ class WandbRun(WandbLogger):
             self._axes_defined = True
         prefixes = {name.split("/")[0] for name in metrics} & set(self._phases)
         phase = prefixes.pop() if prefixes else "finetune"
-        self.experiment.log({**metrics, f"{phase}/step": step})
+        axis = {} if step is None else {f"{phase}/step": step}
+        self.experiment.log({**metrics, **axis})
 
 
 def close(loggers: Sequence[Logger], status: str) -> None:
@@ -133,7 +166,10 @@ def close(loggers: Sequence[Logger], status: str) -> None:
     for logger in loggers:
         logger.finalize(status)
         if isinstance(logger, WandbLogger):
+            folder = Path(logger.experiment.dir).parent
             logger.experiment.finish(exit_code=int(status != "success"))
+            if isinstance(logger, WandbRun) and logger.mode == "offline":
+                log.info("W&B run, not uploaded yet: wandb sync %s", folder)
 
 
 def publish(

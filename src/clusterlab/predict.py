@@ -129,12 +129,11 @@ def _size(shape: tuple[int, ...] | torch.Size) -> str:
 def main() -> None:
     """Predict from the command line: ``key=value`` arguments as in training."""
     try:
-        arguments = OmegaConf.from_cli(sys.argv[1:])
-        keys = set(arguments)
-        if not {"run", "input"} <= keys <= {"run", "input", "output"}:
+        arguments = dict(text.partition("=")[::2] for text in sys.argv[1:])
+        if not {"run", "input"} <= arguments.keys() <= {"run", "input", "output"}:
             raise problem(USAGE, " ".join(sys.argv[1:]) or "nothing", "give both")
-        predictor = load(arguments.run)
-        samples = predictor.read(Path(arguments.input))
+        predictor = load(arguments["run"])
+        samples = predictor.read(Path(arguments["input"]))
         labels, q = predictor.predict(samples.x)
         output = Path(arguments.get("output", "predictions.csv"))
         write_predictions(output, labels, q, samples.files)

@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from clusterlab.errors import problem
-from clusterlab.files import write_atomically
+from clusterlab.files import settings_digest, write_atomically
+from clusterlab.folders import settings_of
 from clusterlab.record import SCORES
 
 Row = dict[str, str]
@@ -51,7 +54,9 @@ def collect(folder: Path) -> tuple[list[Row], list[str]]:
         if "error" in record:
             failures.append(f"{path.parent}: {record['error']}")
         else:
-            rows.append(scalars(record))
+            # Again from the config: what counts as a setting may have changed since the run.
+            settings = settings_of(OmegaConf.create(record["config"]))
+            rows.append(scalars({**record, "settings_sha256": settings_digest(settings)}))
     return rows, failures
 
 
@@ -76,12 +81,23 @@ def merge(path: Path, rows: Iterable[Row]) -> list[Row]:
     return merged
 
 
+def short(digest: str) -> str:
+    """Shorten a digest or a revision and keep its ``-dirty``.
+
+    Example:
+        >>> short("0123456789abcdef-dirty")
+        '012345678-dirty'
+    """
+    name, dirty, _ = digest.partition("-dirty")
+    return name[:9] + dirty
+
+
 def summarise(rows: Sequence[Row], prefix: str = "") -> dict[str, str]:
     """Give mean and sample standard deviation over seeds, in percent, and the mean minutes.
 
     Args:
         rows: Runs that differ in their seed alone.
-        prefix: Where the scores stand, such as ``phases.finetune.scores_at_start.``.
+        prefix: Where the scores stand, such as ``phases.finetune.metrics_at_start.``.
 
     Raises:
         UserError: If the runs differ in settings, data, revision or device, or a seed is twice.
@@ -96,7 +112,7 @@ def summarise(rows: Sequence[Row], prefix: str = "") -> dict[str, str]:
         if len(kinds) > 1:
             raise problem(
                 "runs that differ in their seed alone",
-                f"{name} of {' and '.join(sorted(kind[:12] for kind in kinds))}",
+                f"{name} of {' and '.join(sorted(map(short, kinds)))}",
                 "collect one of them into another file",
             )
     seeds = [row["seed"] for row in rows]
@@ -124,11 +140,12 @@ def results_table(records: Sequence[Row], published: Sequence[Row]) -> str:
     for paper in published:
         runs = [row for row in records if (row["data"], row["model"]) == (paper["data"], "dcec")]
         if not runs:
-            lines.append(f"| {paper['data']} | {paper['model']} | not run |" + " |" * 7)
+            command = f"`python train.py model={paper['model']} data={paper['data']}`"
+            lines.append(f"| {paper['data']} | {paper['model']} | not run: {command} |" + " |" * 7)
             continue
         kmeans = paper["model"] == "cae_kmeans"
         phases = ["pretrain"] if kmeans else ["pretrain", "finetune"]
-        ours = summarise(runs, "phases.finetune.scores_at_start." if kmeans else "")
+        ours = summarise(runs, "phases.finetune.metrics_at_start." if kmeans else "")
         minutes = mean(
             sum(float(row[f"phases.{phase}.seconds"]) for phase in phases) / 60 for row in runs
         )
@@ -138,7 +155,7 @@ def results_table(records: Sequence[Row], published: Sequence[Row]) -> str:
         cells += [ours["ari"], ours["f1"], f"{math.ceil(minutes)}"]
         lines.append(f"| {' | '.join(cells)} |")
     devices = sorted({row["device"] for row in records})
-    commits = sorted({row["commit"][:9] for row in records})
+    commits = sorted({short(row["commit"]) for row in records})
     lines += [
         "",
         f"In %, mean ± standard deviation over seeds, last state of each run. "
@@ -155,7 +172,7 @@ def benchmark_table(rows: Sequence[Row]) -> str:
         if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
             value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
             lines.append(f"| {row['measure']} | {row['shape']} | {value} | {row['unit']} |")
-    made = {f"{row['device']}, revision {row['commit'][:9]}" for row in rows}
+    made = {f"{row['device']}, revision {short(row['commit'])}" for row in rows}
     lines += ["", f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."]
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import embed, is_rank_zero
 from clusterlab.files import locked, log_to, settings_digest, write_atomically, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
-from clusterlab.loggers import PhaseCsv, close, publish, write_csv
+from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.record import environment, evaluate
 
@@ -127,7 +127,7 @@ def train_and_evaluate(
         "z": z.numpy(),
     }
     if samples.files is not None:
-        arrays["file"] = np.array(samples.files)
+        arrays["files"] = np.array(samples.files)
     np.savez_compressed(content, **arrays)
     write_atomically(run_dir / "assignments.npz", content.getvalue())
     scores = evaluate(z, q, samples.y)
@@ -165,6 +165,7 @@ def train_phases(
         folder = PhaseFolder(run_dir / name)
         if folder.finished:
             folder.load(model, name)
+            replay(folder.rows(), loggers)
             records[name] = folder.record()
             continue
         if name == "pretrain" and cfg.init_from is not None:
@@ -213,17 +214,14 @@ def share_pretraining(
         if reused:
             log.info("Reusing the pretrained autoencoder in %s.", entry.path)
             entry.load(model, "pretrain")
-            for row in entry.rows():  # so that a dashboard shows both phases of every run
-                values = {k: v for k, v in row.items() if k not in ("phase", "step")}
-                for logger in loggers:
-                    logger.log_metrics(values, row["step"])
+            replay(entry.rows(), loggers)
         else:
             write_json(entry.path / "made_of.json", made_of)
             record = fit(cfg, cfg.phases.pretrain, "pretrain", model, data, entry, loggers)
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(entry.path / "metrics.csv", folder.path / "metrics.csv")
-        return {**entry.record(), "reused": reused, "pretrained": entry.path.name}
+        return {**entry.record(), "reused": reused, "store": entry.path.name}
 
 
 def fit(
@@ -249,8 +247,9 @@ def fit(
     )
     resumed = folder.last.exists()
     if resumed and trainer.is_global_zero:
-        load_checkpoint(folder.last)  # says in one line what is wrong with it
-        log.info("Resuming %s from %s.", name, folder.last)
+        step = load_checkpoint(folder.last)["global_step"]
+        log.info("Resuming %s at step %d.", name, step)
+        replay([row for row in folder.rows() if row["step"] <= step], loggers)
     trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
     record: dict[str, Any] = {
         "seconds": checkpoint.seconds,

@@ -1,4 +1,4 @@
-"""Batches: every sample once an epoch, an order that seed and epoch decide, equal shares of ranks."""
+"""Batches: every sample once an epoch, in an order of seed and epoch, shared evenly by ranks."""
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace

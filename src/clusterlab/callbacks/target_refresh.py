@@ -122,7 +122,7 @@ class TargetRefresh(Callback):
             "label_change": self.change,
             "refreshes": self.refreshes,
             "refresh_seconds": self.seconds,
-            "scores_at_start": self.first,
+            "metrics_at_start": self.first,
             "trouble": self.trouble,
         }
         return {**record, "stop_reason": "tolerance"} if self.converged else record

@@ -1,0 +1,87 @@
+"""k-means: what it finds, and that the seed alone decides."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clusterlab.centers import kmeans
+
+
+def blobs(k: int = 4, d: int = 3, size: int = 25) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    middle = 10 * torch.eye(k, d + 1)[:, :d]  # the last one at the origin
+    z = middle.repeat_interleave(size, 0) + torch.randn(k * size, d, generator=generator) / 10
+    return z, torch.arange(k).repeat_interleave(size)
+
+
+def noise(n: int = 300) -> Tensor:
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(1))
+
+
+def inertia(z: Tensor, centers: Tensor) -> float:
+    return float(torch.cdist(z, centers).min(1).values.square().sum())
+
+
+def test_finds_obvious_clusters():
+    z, truth = blobs()
+    centers, labels = kmeans(z, 4, seed=3)
+    for k in range(4):
+        assert labels[truth == k].unique().numel() == 1
+    assert labels.unique().numel() == 4
+    for k in range(4):
+        torch.testing.assert_close(centers[k], z[labels == k].mean(0))
+
+
+def test_labels_are_of_the_nearest_center():
+    z = noise()
+    centers, labels = kmeans(z, 7, seed=0)
+    assert torch.equal(torch.cdist(z, centers).argmin(1), labels)
+
+
+def test_shapes_types_and_no_gradient():
+    z = noise().double().requires_grad_()
+    centers, labels = kmeans(z, 6, seed=0)
+    assert centers.shape == (6, 5)
+    assert centers.dtype == torch.float64
+    assert labels.shape == (300,)
+    assert labels.dtype == torch.int64
+    assert not centers.requires_grad
+
+
+def test_the_seed_decides_and_nothing_else():
+    z = noise()
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the state that scikit-learn would fall back on
+    first, labels = kmeans(z, 8, seed=5, n_init=1)
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    again, labels_again = kmeans(z, 8, seed=5, n_init=1)
+    assert torch.equal(first, again)
+    assert torch.equal(labels, labels_again)
+    assert any(not torch.equal(first, kmeans(z, 8, seed, n_init=1)[0]) for seed in range(5))
+
+
+def test_leaves_global_randomness_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    kmeans(noise(), 4, seed=9)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_keeps_the_best_of_its_starts():
+    z = noise()
+    one = [inertia(z, kmeans(z, 8, seed, n_init=1)[0]) for seed in range(5)]
+    many = [inertia(z, kmeans(z, 8, seed)[0]) for seed in range(5)]
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(one, many, strict=True))
+    assert max(many) < np.mean(one)
+
+
+@pytest.mark.parametrize("k", [2, 300])
+def test_extreme_numbers_of_clusters(k: int):
+    z = noise()
+    centers, labels = kmeans(z, k, seed=0, n_init=2)
+    assert labels.unique().numel() == k
+    if k == 300:  # every sample a cluster of its own
+        torch.testing.assert_close(centers[labels], z)

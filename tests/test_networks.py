@@ -1,0 +1,164 @@
+"""The convolutional autoencoder: sizes, initialisation, and the authors' Keras network."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+from clusterlab.errors import UserError
+from clusterlab.networks import ConvAutoencoder
+
+SHAPES = [
+    (1, 8, 8),
+    (1, 9, 13),
+    (1, 15, 8),
+    (1, 16, 16),
+    (1, 17, 31),
+    (1, 28, 28),
+    (3, 32, 32),
+    (3, 32, 48),
+    (3, 48, 33),
+    (3, 55, 55),
+    (4, 12, 20),
+    (1, 128, 128),
+]
+
+
+def keras_sizes(side: int) -> list[int]:
+    """Return a side after each of the authors' convolutions: same, same, and same or valid."""
+    sizes = [side, math.ceil(side / 2), math.ceil(math.ceil(side / 2) / 2)]
+    last = sizes[-1]
+    return [*sizes, math.ceil(last / 2) if side % 8 == 0 else (last - 3) // 2 + 1]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_image_size_comes_back(shape: tuple[int, int, int]):
+    network = ConvAutoencoder(shape, embedding_dim=5)
+    for batch in (1, 3):
+        x = torch.rand(batch, *shape)
+        z, x_hat = network(x)
+        assert z.shape == (batch, 5)
+        assert x_hat.shape == x.shape
+    assert network.embedding_dim == 5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sizes_inside_are_those_of_the_authors_network(shape: tuple[int, int, int]):
+    network = ConvAutoencoder(shape, embedding_dim=5, filters=(2, 3, 4))
+    x, sizes = torch.rand(1, *shape), [shape[1:]]
+    for layer in network.encoder:
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d):
+            sizes.append(tuple(x.shape[2:]))
+    expected = list(zip(keras_sizes(shape[1]), keras_sizes(shape[2]), strict=True))
+    assert sizes == expected
+    x, sizes = torch.rand(1, 5), []
+    for layer in network.decoder:
+        x = layer(x)
+        if isinstance(layer, nn.Unflatten | nn.ConvTranspose2d):
+            sizes.append(tuple(x.shape[2:]))
+    assert sizes == expected[::-1]
+
+
+def test_forward_is_encode_and_decode():
+    network = ConvAutoencoder((1, 28, 28), embedding_dim=10)
+    x = torch.rand(2, 1, 28, 28)
+    z, x_hat = network(x)
+    assert torch.equal(z, network.encode(x))
+    assert torch.equal(x_hat, network.decode(z))
+
+
+def test_parameters_for_mnist_are_the_papers():
+    network = ConvAutoencoder((1, 28, 28), embedding_dim=10)
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters() if p.dim() > 1}
+    assert list(shapes.values()) == [
+        (32, 1, 5, 5),
+        (64, 32, 5, 5),
+        (128, 64, 3, 3),
+        (10, 3 * 3 * 128),
+        (3 * 3 * 128, 10),
+        (128, 64, 3, 3),  # transposed: in, out
+        (64, 32, 5, 5),
+        (32, 1, 5, 5),
+    ]
+    encoder = (25 * 32 + 32) + (32 * 25 * 64 + 64) + (64 * 9 * 128 + 128) + (1152 * 10 + 10)
+    decoder = (10 * 1152 + 1152) + (128 * 9 * 64 + 64) + (64 * 25 * 32 + 32) + (32 * 25 + 1)
+    assert encoder + decoder == 275_979
+    assert sum(p.numel() for p in network.parameters()) == 275_979
+
+
+def test_embedding_and_output_are_linear_and_the_rest_is_rectified():
+    network = ConvAutoencoder((1, 28, 28), embedding_dim=10)
+    names = [type(layer).__name__ for layer in network.encoder]
+    assert names == [*["Conv2d", "ReLU"] * 3, "Flatten", "Linear"]
+    names = [type(layer).__name__ for layer in network.decoder]
+    up = "ConvTranspose2d"
+    assert names == ["Linear", "ReLU", "Unflatten", up, "ReLU", up, "ReLU", up]
+
+
+def test_glorot_weights_and_zero_biases():
+    torch.manual_seed(0)
+    network = ConvAutoencoder((1, 28, 28), embedding_dim=10)
+    # Keras: fan = receptive field x channels; the bound is sqrt(6 / (fan_in + fan_out)).
+    bounds = {
+        "encoder.0": math.sqrt(6 / (25 * 1 + 25 * 32)),
+        "encoder.2": math.sqrt(6 / (25 * 32 + 25 * 64)),
+        "encoder.4": math.sqrt(6 / (9 * 64 + 9 * 128)),
+        "encoder.7": math.sqrt(6 / (1152 + 10)),
+        "decoder.0": math.sqrt(6 / (10 + 1152)),
+        "decoder.3": math.sqrt(6 / (9 * 128 + 9 * 64)),
+        "decoder.5": math.sqrt(6 / (25 * 64 + 25 * 32)),
+        "decoder.7": math.sqrt(6 / (25 * 32 + 25 * 1)),
+    }
+    parameters = dict(network.named_parameters())
+    assert len(parameters) == 2 * len(bounds)
+    for name, bound in bounds.items():
+        weight = parameters[f"{name}.weight"]
+        assert weight.abs().max() <= bound
+        assert weight.abs().max() > 0.98 * bound
+        # A uniform distribution of that bound; 800 weights vary by 2 %.
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.08)
+        assert torch.equal(parameters[f"{name}.bias"], torch.zeros_like(parameters[f"{name}.bias"]))
+
+
+def keras_same(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve with stride 2 as Keras' ``padding="same"``: the odd pixel of padding goes last."""
+    kernel, pads = weight.shape[-1], []
+    for side in (x.shape[3], x.shape[2]):
+        total = max((math.ceil(side / 2) - 1) * 2 + kernel - side, 0)
+        pads += [total // 2, total - total // 2]
+    return conv2d(pad(x, pads), weight, stride=2)
+
+
+@pytest.mark.parametrize("side", [8, 16, 28])
+def test_encoder_is_that_of_keras_on_mirrored_images(side: int):
+    network = ConvAutoencoder((1, side, side), embedding_dim=4)
+    x = torch.rand(2, 1, side, side)
+    first, second, third = (c.weight for c in network.encoder if isinstance(c, nn.Conv2d))
+    turned = x.flip(2, 3)
+    for weight in (first, second):
+        turned = keras_same(turned, weight.flip(2, 3)).relu()
+    if side % 8 == 0:
+        turned = keras_same(turned, third.flip(2, 3)).relu()
+    else:
+        turned = conv2d(turned, third.flip(2, 3), stride=2).relu()
+    features = network.encoder[:6](x)
+    torch.testing.assert_close(features, turned.flip(2, 3))
+
+
+@pytest.mark.parametrize(("size", "named"), [((7, 7), "7x7"), ((28, 7), "28x7"), ((1, 9), "1x9")])
+def test_small_images_are_refused(size: tuple[int, int], named: str):
+    with pytest.raises(UserError, match=f"Expected images of at least 8x8 pixels, got {named}; "):
+        ConvAutoencoder((1, *size), embedding_dim=10)
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    network = ConvAutoencoder((3, 9, 16), embedding_dim=4)
+    x = torch.rand(8, 3, 9, 16)
+    (network(x)[1] - x).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
