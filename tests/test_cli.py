@@ -461,7 +461,7 @@ def test_full_disk_in_the_middle(
 ) -> None:
     arguments = ("run_dir=run", f"checkpoint_interval={interval}")
     line = refusal(do(*arguments, before=FULL.format(15_000)))
-    assert "free some space and run the same again" in line
+    assert "free some space" in line
     half = [name for name in files(work) if re.search(r"\.\d+$|\.part$|\.ckpt$", name)]
     assert half == []
     assert "error" in result(work / "run")
@@ -532,7 +532,7 @@ def test_a_sweep_over_seeds(do: Callable[..., Command], work: Path) -> None:
     one, other = sorted(records, key=lambda record: record["seed"])
     assert (one["seed"], other["seed"]) == (0, 1)
     assert one["settings_sha256"] == other["settings_sha256"]
-    assert one["phases"]["pretrain"]["pretrained"] != other["phases"]["pretrain"]["pretrained"]
+    assert one["phases"]["pretrain"]["store"] != other["phases"]["pretrain"]["store"]
 
 
 def test_a_failing_job_does_not_stop_a_sweep(do: Callable[..., Command], work: Path) -> None:
@@ -543,9 +543,9 @@ def test_a_failing_job_does_not_stop_a_sweep(do: Callable[..., Command], work: P
     assert [f", {k} clusters" in command.stdout for k in (5, 1, 4)] == [True, False, True]
     runs = sorted(path.name for path in work.glob("runs/dcec_little/*"))
     assert len(runs) == 2
-    last = command.stderr.splitlines()[-1]
-    assert last.startswith("1 failed: runs/dcec_little/")
-    assert "n_clusters=1," in last
+    *_, head, last = command.stderr.splitlines()
+    assert head == "1 job failed:"
+    assert " n_clusters=1 " in f"{last} "
 
 
 @pytest.mark.slow
@@ -557,7 +557,7 @@ def test_a_failing_job_of_parallel_jobs(do: Callable[..., Command], work: Path) 
     assert "dcec on little" in command.stdout
     assert len(list(work.glob("runs/dcec_little/*/result.json"))) == 1
     assert command.code == 1
-    assert "1 failed: runs/dcec_little/" in command.stderr
+    assert "1 job failed:" in command.stderr
 
 
 def test_sweep_group_is_a_multirun(
@@ -604,7 +604,7 @@ def test_interrupted_by_the_user(
     assert not (work / "run" / "result.json").exists()  # neither finished nor failed
     again = do(*arguments)
     assert again.code == 0, again.stderr
-    assert f"Resuming {phase} from" in again.stderr
+    assert f"Resuming {phase} at step" in again.stderr
     same = ("metrics", "label_free")
     assert {key: result(work / "run")[key] for key in same} == {
         key: result(finished)[key] for key in same

@@ -209,7 +209,6 @@ def test_wandb_group_and_tags_of_an_experiment(compose: Any) -> None:
     cfg = compose("experiment=dcec_usps", "logger=wandb", "experiment_name=dcec_usps")
     assert cfg.logger.wandb.group == "dcec_usps"
     assert {"dcec", "usps", "dcec_usps"} <= set(cfg.logger.wandb.tags)
-    assert None not in compose("logger=wandb").logger.wandb.tags
 
 
 def test_wandb_images(shown: Shown) -> None:

@@ -170,6 +170,7 @@ def test_the_command_line_on_two_processes(tmp_path: Path):
         "phases.pretrain.max_epochs=2",
         "phases.finetune.max_steps=20",
         "phases.finetune.update_interval=10",
+        "checkpoint_interval=0",
         "figures=false",
         "output_dir=out",
     ]

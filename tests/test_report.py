@@ -24,7 +24,7 @@ from clusterlab.report import (
 )
 
 ROOT = Path(__file__).parents[1]
-START = "phases.finetune.scores_at_start."
+START = "phases.finetune.metrics_at_start."
 
 
 def row(seed: int = 0, **changes: str) -> dict[str, str]:
@@ -70,8 +70,14 @@ def record(seed: int = 0, **changes: Any) -> dict[str, Any]:
         "commit": None,
         "metrics": {"accuracy": 0.5, "nmi": None},
         "label_free": {"silhouette": 0.25, "cluster_sizes": [1, 2], "trouble": []},
-        "phases": {"finetune": {"steps": 3, "scores_at_start": {"nmi": 0.125}}},
-        "config": {"seed": seed, "metrics": {"nmi": 9}},
+        "phases": {"finetune": {"steps": 3, "metrics_at_start": {"nmi": 0.125}}},
+        "config": {
+            "seed": seed,
+            "metrics": {"nmi": 9},
+            "data": {"source": {}},
+            "model": {"seed": seed},
+            "trainer": {"precision": 32},
+        },
         **changes,
     }
 
@@ -89,7 +95,7 @@ def test_scalars() -> None:
         "nmi": "",
         "label_free.silhouette": "0.25",
         "phases.finetune.steps": "3",
-        "phases.finetune.scores_at_start.nmi": "0.125",
+        "phases.finetune.metrics_at_start.nmi": "0.125",
     }
 
 
@@ -102,7 +108,11 @@ def test_collect_leaves_failed_and_unfinished_runs_out(tmp_path: Path) -> None:
     (tmp_path / "failed/result.json").write_text(json.dumps(failed))
     (tmp_path / "unfinished/settings.json").write_text("{}")
     rows, failures = collect(tmp_path)
-    assert rows == [scalars(record(0)), scalars(record(1))]
+    # The digest is made again, of the config, without the seed.
+    (digest,) = {row.pop("settings_sha256") for row in rows}
+    assert len(digest) == 64
+    expected = [scalars(record(seed)) for seed in (0, 1)]
+    assert rows == [{k: v for k, v in row.items() if k != "settings_sha256"} for row in expected]
     assert failures == [f"{tmp_path / 'failed'}: Expected a finite loss."]
 
 
@@ -115,7 +125,7 @@ def test_collect_reads_real_runs(finished: tuple[Any, dict[str, Any]]) -> None:
     design = "experiment model data seed accuracy nmi ari f1 seconds device commit data_sha256"
     assert {*design.split(), "settings_sha256"} <= rows[0].keys()
     assert float(rows[0]["nmi"]) == result["metrics"]["nmi"]
-    assert float(rows[0][f"{START}nmi"]) == result["phases"]["finetune"]["scores_at_start"]["nmi"]
+    assert float(rows[0][f"{START}nmi"]) == result["phases"]["finetune"]["metrics_at_start"]["nmi"]
 
 
 def test_merge_sorts_and_replaces(tmp_path: Path) -> None:
@@ -219,11 +229,12 @@ def test_a_published_row_without_runs_is_not_run() -> None:
     published = [paper(), paper(data="mnist_test")]
     lines = results_table([row()], published).splitlines()
     assert cells(lines[2])[2] == "1"
-    assert cells(lines[3])[:3] == ["mnist_test", "dcec", "not run"]
+    command = "not run: `python train.py model=dcec data=mnist_test`"
+    assert cells(lines[3])[:3] == ["mnist_test", "dcec", command]
     assert set(cells(lines[3])[3:]) == {""}
     assert lines[3].count("|") == lines[0].count("|")
     without = results_table([], published).splitlines()
-    assert [cells(line)[2] for line in without[2:4]] == ["not run"] * 2
+    assert all(cells(line)[2].startswith("not run: `python train.py") for line in without[2:4])
 
 
 def test_benchmark_table() -> None:

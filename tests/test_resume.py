@@ -64,7 +64,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """Return all that must not depend on interruptions."""
     result = json.loads((run_dir / "result.json").read_text())
     assert "error" not in result
-    facts = ("epochs", "steps", "stop_reason", "label_change", "refreshes", "scores_at_start")
+    facts = ("epochs", "steps", "stop_reason", "label_change", "refreshes", "metrics_at_start")
     with np.load(run_dir / "assignments.npz") as stored:
         arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
     return {
@@ -246,7 +246,7 @@ def test_killed_at_a_random_moment(
     assert not phase.exists()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Resuming finetune from" in done.stderr
+    assert "Resuming finetune at step" in done.stderr
     folders = [tmp_path / name for name in ("reference", "killed")]
     same(outcome(folders[0] / "run"), outcome(folders[1] / "run"))
     assert leftovers(folders[1]) == []

@@ -180,7 +180,7 @@ def test_metrics_csv_tells_the_run(finished: Finished) -> None:
     assert [row["step"] for row in refreshes] == [0, 10, 20, 30, 37]
     assert refreshes[-1]["cluster/nmi"] == record["metrics"]["nmi"]
     assert refreshes[-1]["cluster/label_change"] == record["phases"]["finetune"]["label_change"]
-    start = record["phases"]["finetune"]["scores_at_start"]
+    start = record["phases"]["finetune"]["metrics_at_start"]
     assert {f"cluster/{name}": value for name, value in start.items()}.items() <= refreshes[
         0
     ].items()
@@ -462,8 +462,8 @@ def test_a_sweep_over_gamma_pretrains_once(finished: Finished, drawn: Finished) 
     (cfg, record), (other_cfg, other) = finished, drawn
     pretrain = [r["phases"]["pretrain"] for r in (record, other)]
     assert [phase["reused"] for phase in pretrain] == [False, True]
-    entry = Path(cfg.pretrained_dir) / pretrain[0]["pretrained"]
-    assert pretrain[1]["pretrained"] == entry.name
+    entry = Path(cfg.pretrained_dir) / pretrain[0]["store"]
+    assert pretrain[1]["store"] == entry.name
     assert {k: v for k, v in pretrain[1].items() if k != "reused"} == {
         k: v for k, v in pretrain[0].items() if k != "reused"
     }
@@ -480,13 +480,13 @@ def test_a_sweep_over_gamma_pretrains_once(finished: Finished, drawn: Finished) 
 
 def test_an_unfinished_entry_is_not_used(finished: Finished, beside: Compose, tmp_path: Path):
     """Weights without a record, as a kill between the two leaves them: made again, the same."""
-    name = finished[1]["phases"]["pretrain"]["pretrained"]
+    name = finished[1]["phases"]["pretrain"]["store"]
     entry = tmp_path / "pretrained" / name
     entry.mkdir(parents=True)
     (entry / "weights.ckpt").write_bytes(b"half of the weights")
     cfg = beside(tmp_path / "run", pretrained_dir=str(entry.parent), phases__finetune__max_steps=1)
     phase = run(cfg)["phases"]["pretrain"]
-    assert (phase["reused"], phase["pretrained"]) == (False, name)
+    assert (phase["reused"], phase["store"]) == (False, name)
     assert (entry / "phase.json").is_file()
     for folder in (tmp_path / "run", entry.parent):
         part = "pretrain" if folder.name == "run" else name
@@ -637,7 +637,7 @@ def test_beats_kmeans_on_pixels(tmp_path: Path) -> None:
     y = samples.y.numpy()
     pixels = KMeans(10, n_init=20, random_state=0).fit_predict(samples.x.flatten(1).numpy())
     ours, theirs = record["metrics"]["accuracy"], accuracy(y, pixels, 10)
-    start = record["phases"]["finetune"]["scores_at_start"]["accuracy"]
+    start = record["phases"]["finetune"]["metrics_at_start"]["accuracy"]
     assert 0.7 < theirs < 0.81
     assert ours >= theirs + 0.02
     assert ours >= 0.82

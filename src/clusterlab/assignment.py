@@ -18,6 +18,7 @@ def soft_assignment(z: Tensor, centers: Tensor) -> Tensor:
         Soft assignment, shape ``(B, K)``, rows sum to one.
 
     Example:
+        >>> import torch
         >>> soft_assignment(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]]))
         tensor([[0.8333, 0.1667],
                 [0.5000, 0.5000]])
@@ -43,6 +44,7 @@ def target_distribution(q: Tensor) -> Tensor:
         Target distribution, shape ``(N, K)``, rows sum to one.
 
     Example:
+        >>> import torch
         >>> target_distribution(torch.tensor([[0.6, 0.4], [0.9, 0.1]]))
         tensor([[0.4286, 0.5714],
                 [0.9643, 0.0357]])
@@ -61,6 +63,7 @@ def label_change(previous: Tensor, labels: Tensor) -> float:
         labels: Labels now, shape ``(N,)``.
 
     Example:
+        >>> import torch
         >>> label_change(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]))
         0.25
     """

@@ -78,13 +78,15 @@ def job(cfg: DictConfig) -> None:
     # Imported here, so that --help, --cfg and mistyped keys answer at once.
     from clusterlab.training import run
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     context = HydraConfig.get()
     cfg.experiment_name = context.runtime.choices.get("experiment")
     try:
-        if missing := OmegaConf.missing_keys(cfg):
-            raise problem(f"a value for {', '.join(missing)}", "none", f"set {min(missing)}=...")
+        asked: Any = OmegaConf.to_container(cfg.data, resolve=False)
+        if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
+            raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}=...")
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
@@ -153,5 +155,6 @@ def main() -> None:
         os.environ[FAILED] = file.name
         job()
         if failed := Path(file.name).read_text().splitlines():
-            print(f"{len(failed)} jobs failed:", *failed, sep="\n  ", file=sys.stderr)
+            jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+            print(f"{jobs} failed:", *failed, sep="\n  ", file=sys.stderr)
             raise SystemExit(1)

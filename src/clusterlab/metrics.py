@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.special import entr
 from torchmetrics import Metric, MetricCollection
 
+SCORES = ("accuracy", "nmi", "ari", "f1")
+
 # So much in one cluster is the method's doing: the largest class of any benchmark set is 45 %.
 COLLAPSE_SHARE = 0.9
 TINY_SHARE = 0.01  # of N / K, the size of each cluster if all were equal
@@ -188,16 +190,40 @@ class MacroF1(ContingencyMetric):
     score = staticmethod(macro_f1)
 
 
-def clustering_scores(n_classes: int, n_clusters: int) -> MetricCollection:
-    """Return "accuracy", "nmi", "ari" and "f1" as one collection on one shared table."""
+def clustering_scores(n_classes: int, n_clusters: int, **kwargs: Any) -> MetricCollection:
+    """Return "accuracy", "nmi", "ari" and "f1" as one collection on one shared table.
+
+    Args:
+        n_classes: Number of classes.
+        n_clusters: Number of clusters.
+        kwargs: What torchmetrics' ``Metric`` takes.
+    """
     metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": ClusterAccuracy(n_classes, n_clusters),
-        "nmi": NormalizedMutualInfo(n_classes, n_clusters),
-        "ari": AdjustedRand(n_classes, n_clusters),
-        "f1": MacroF1(n_classes, n_clusters),
+        "accuracy": ClusterAccuracy(n_classes, n_clusters, **kwargs),
+        "nmi": NormalizedMutualInfo(n_classes, n_clusters, **kwargs),
+        "ari": AdjustedRand(n_classes, n_clusters, **kwargs),
+        "f1": MacroF1(n_classes, n_clusters, **kwargs),
     }
     # Named, because torchmetrics would find the group out by a first update of every metric.
     return MetricCollection(metrics, compute_groups=[list(metrics)])
+
+
+def score(labels: Tensor, y: Tensor, n_clusters: int) -> dict[str, float]:
+    """Score the labels of a whole data set, of which every process holds all.
+
+    Args:
+        labels: Hard assignment, shape ``(N,)``.
+        y: Ground truth, shape ``(N,)``.
+        n_clusters: K.
+
+    Returns:
+        "accuracy", "nmi", "ari" and "f1".
+    """
+    # Not summed over processes: each sample would count once for every one of them.
+    scores = clustering_scores(int(y.max()) + 1, n_clusters, sync_on_compute=False)
+    scores.update(labels, y)
+    values = scores.compute()
+    return {name: float(values[name]) for name in SCORES}
 
 
 def silhouette(z: Tensor, labels: Tensor, max_samples: int = 2000, seed: int = 0) -> float | None:

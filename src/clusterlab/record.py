@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from clusterlab.metrics import (
+    SCORES,
     assignment_entropy,
     cluster_sizes,
     cluster_trouble,
-    clustering_scores,
     mean_confidence,
+    score,
     silhouette,
 )
-
-SCORES = ("accuracy", "nmi", "ari", "f1")
 
 
 def evaluate(z: Tensor, q: Tensor, y: Tensor | None) -> dict[str, Any]:
@@ -35,10 +34,7 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None) -> dict[str, Any]:
     labels, n_clusters = q.argmax(1), q.shape[1]
     metrics: dict[str, float | None] = dict.fromkeys(SCORES)
     if y is not None:
-        scores = clustering_scores(int(y.max()) + 1, n_clusters)
-        scores.update(labels, y)
-        values = scores.compute()
-        metrics = {name: float(values[name]) for name in SCORES}
+        metrics |= score(labels, y, n_clusters)
     sizes = cluster_sizes(labels, n_clusters)
     return {
         "metrics": metrics,

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from clusterlab.errors import problem
 from clusterlab.files import settings_digest, write_atomically
 from clusterlab.folders import settings_of
-from clusterlab.record import SCORES
+from clusterlab.metrics import SCORES
 
 Row = dict[str, str]
 

@@ -131,6 +131,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_other_ranks_leave_the_file_to_rank_0(path: Path):
+    """Lightning writes on rank 0 and lets all go on; only then does rank 0 put it in place."""
+    trainer = SimpleNamespace(
+        should_stop=False,
+        current_epoch=0,
+        max_epochs=9,
+        is_global_zero=False,
+        strategy=SimpleNamespace(broadcast=lambda due: due),
+        save_checkpoint=lambda part: part.write_bytes(b"written by rank 0"),
+    )
+    PhaseCheckpoint(path, interval=0).on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert list(path.parent.iterdir()) == [path.with_suffix(".part")]
+
+
 class KilledError(Exception):
     """Stands for the end of a process."""
 

@@ -430,5 +430,5 @@ def test_the_record(pretrained: DCEC, train: Train, tiny: Samples):
     record = refresh.record()
     assert record["refreshes"] == 4
     assert record["label_change"] == refresh.changes[-1]
-    assert record["scores_at_start"] == refresh.all_scores[0]
+    assert record["metrics_at_start"] == refresh.all_scores[0]
     assert 0 < record["refresh_seconds"] < 60

@@ -47,9 +47,12 @@ class PhaseCheckpoint(Checkpoint):
         due = time.perf_counter() - self._saved >= self.interval
         if trainer.strategy.broadcast(due):
             part = self.path.with_suffix(".part")
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(self.path)
+            try:
+                trainer.save_checkpoint(part)
+                if trainer.is_global_zero:
+                    part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)
             self._saved = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from clusterlab.metrics import (
     assignment_entropy,
     cluster_sizes,
     cluster_trouble,
-    clustering_scores,
     mean_confidence,
+    score,
 )
 from clusterlab.models.base import DeepClustering
 
@@ -105,9 +105,7 @@ class TargetRefresh(Callback):
         labels, n_clusters = self.labels.cpu(), q.shape[1]
         scores = {"confidence": mean_confidence(q), "entropy": assignment_entropy(q)}
         if y is not None:
-            metrics = clustering_scores(int(y.max()) + 1, n_clusters)
-            metrics.update(labels, y)
-            scores |= {name: float(value) for name, value in metrics.compute().items()}
+            scores |= score(labels, y, n_clusters)
         if previous is not None:
             self.change = label_change(previous.to(self.labels.device), self.labels)
             scores["label_change"] = self.change

@@ -222,7 +222,7 @@ def check_shapes(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     Raises:
         UserError: Naming the first difference.
     """
-    for name in expected.keys() | got.keys():
+    for name in dict.fromkeys([*expected, *got]):
         shapes = [
             "none" if name not in state else str(tuple(state[name].shape))
             for state in (expected, got)
