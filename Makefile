@@ -18,7 +18,7 @@ setup: .venv/.done  ## make .venv with everything pinned in constraints.txt
 	@touch $@
 
 run: setup  ## train DCEC on the bundled digits and show the result
-	$(BIN)/python train.py
+	OMP_NUM_THREADS=1 $(BIN)/python train.py
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -52,7 +52,8 @@ class PhaseCheckpoint(Checkpoint):
                 if trainer.is_global_zero:
                     part.replace(self.path)
             finally:
-                part.unlink(missing_ok=True)
+                if trainer.is_global_zero:  # the others are here before rank 0 has moved it
+                    part.unlink(missing_ok=True)
             self._saved = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

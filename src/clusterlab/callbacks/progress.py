@@ -1,11 +1,12 @@
-"""One live line per phase: steps, time left, loss terms, label change."""
+"""A live display of a phase: steps, time left, loss terms, label change."""
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,7 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
+from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from clusterlab.callbacks.target_refresh import TargetRefresh
 from clusterlab.models.base import DeepClustering
@@ -21,8 +23,19 @@ from clusterlab.models.base import DeepClustering
 log = logging.getLogger(__name__)
 
 
+class Bar(RichProgress):
+    """Draw the bar, and the loss terms on a line of their own: both fit into 80 columns."""
+
+    terms = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the two lines."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.terms, style="dim")
+
+
 class Progress(Callback):
-    """Show a phase on one line of a terminal, or as a log line now and then where there is none.
+    """Show a phase on two lines of a terminal, or as a log line now and then where there is none.
 
     Lightning's bars restart every epoch: two hundred of them for a pretrain phase.
 
@@ -38,13 +51,12 @@ class Progress(Callback):
         self.interval = interval if console.is_terminal else log_interval
         self.bar = Bar(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("steps"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -61,7 +73,7 @@ class Progress(Callback):
         self._total = min(limit for limit in limits if limit > 0)
         self.bar.start()
         self._task = self.bar.add_task(
-            pl_module.phase, total=self._total, completed=trainer.global_step, terms=""
+            pl_module.phase, total=self._total, completed=trainer.global_step
         )
         self._shown = time.perf_counter()
 
@@ -91,7 +103,8 @@ class Progress(Callback):
             if isinstance(callback, TargetRefresh) and callback.change is not None:
                 terms.append(f"changed {callback.change:.2%}")
         step, text = trainer.global_step, "  ".join(terms)
-        self.bar.update(self._task, completed=step, terms=text)
+        self.bar.terms = text
+        self.bar.update(self._task, completed=step)
         if not self.live:
             log.info("%s: step %d of at most %d  %s", pl_module.phase, step, self._total, text)
         self._shown = time.perf_counter()
