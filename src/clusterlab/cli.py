@@ -86,7 +86,7 @@ def job(cfg: DictConfig) -> None:
     try:
         asked: Any = OmegaConf.to_container(cfg.data, resolve=False)
         if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
-            raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}=...")
+            raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}")
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
