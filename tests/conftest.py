@@ -17,7 +17,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig
 
@@ -327,3 +327,18 @@ def commands(_commands: Commands, tmp_path: Path) -> Commands:
     """Start commands in processes of their own, from ``tmp_path``."""
     _commands.folder = tmp_path
     return _commands
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+class KillAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            raise KilledError

@@ -56,7 +56,7 @@ class PhaseCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add the row of a step."""
         assert step is not None
-        step = int(step)  # Lightning passes on what was logged as "step", a float
+        step = int(step)  # a float, where a model of somebody's logs "step" itself
         row = {"phase": self.phase, "step": step}
         row |= {name: value for name, value in metrics.items() if name != "epoch"}
         if self._rows is None:

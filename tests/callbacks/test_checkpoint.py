@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from clusterlab.callbacks import PhaseCheckpoint, checkpoint
 from clusterlab.data.samples import Samples
 from clusterlab.models.dcec import DCEC
+from conftest import KillAt, KilledError
 
 Make = Callable[..., DCEC]
 Train = Callable[..., Trainer]
@@ -143,21 +144,6 @@ def test_other_ranks_leave_the_file_to_rank_0(path: Path):
     )
     PhaseCheckpoint(path, interval=0).on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     assert list(path.parent.iterdir()) == [path.with_suffix(".part")]
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:
-            raise KilledError
 
 
 def test_a_killed_phase_goes_on_bit_for_bit(dcec: Make, train: Train, tiny: Samples, path: Path):

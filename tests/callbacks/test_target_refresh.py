@@ -21,6 +21,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.models.base import DeepClustering
 from clusterlab.models.dcec import DCEC
+from conftest import KillAt, KilledError
 from reference import dec_numpy
 
 Make = Callable[..., DCEC]
@@ -289,21 +290,6 @@ def test_labels_of_ground_truth_do_not_steer(dcec: Make, train: Train, tiny: Sam
 
 
 # Resume
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:
-            raise KilledError
 
 
 class KillAtTheEnd(Callback):
