@@ -1,0 +1,64 @@
+"""The fully connected autoencoder of DEC, and the pixels as they are."""
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from clusterlab.networks.autoencoder import Autoencoder, glorot_
+
+
+class MLPAutoencoder(Autoencoder):
+    """Build the d-500-500-2000-10 autoencoder of DEC (Xie et al., ICML 2016) for any image size.
+
+    A ReLU after every layer except embedding and output; the decoder mirrors the encoder. The
+    papers call it SAE, for the stacked layer-by-layer pretraining it once had; here as in DCEC it
+    is trained end to end.
+
+    Weights are Glorot-uniform with zero biases, Keras' defaults and those of the DCEC network.
+
+    Args:
+        image_shape: ``(C, H, W)``; d is their product.
+        embedding_dim: Width of the embedding; the paper takes 10.
+        hidden: Widths between input and embedding.
+
+    Example:
+        >>> import torch
+        >>> z, x_hat = MLPAutoencoder((1, 28, 28), embedding_dim=10)(torch.zeros(2, 1, 28, 28))
+        >>> z.shape, x_hat.shape
+        (torch.Size([2, 10]), torch.Size([2, 1, 28, 28]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        embedding_dim: int,
+        hidden: Sequence[int] = (500, 500, 2000),
+    ) -> None:
+        widths = [math.prod(image_shape), *hidden, embedding_dim]
+        encoder: list[nn.Module] = [nn.Flatten()]
+        decoder: list[nn.Module] = []
+        for i in range(len(widths) - 1):
+            encoder += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
+            decoder += [nn.Linear(widths[-1 - i], widths[-2 - i]), nn.ReLU()]
+        decoder[-1] = nn.Unflatten(1, tuple(image_shape))  # the output is linear, and so is z
+        super().__init__(nn.Sequential(*encoder[:-1]), nn.Sequential(*decoder), embedding_dim)
+        self.apply(glorot_)
+
+
+class Pixels(Autoencoder):
+    """Embed an image as its pixels: nothing to train, for methods that cluster the data itself.
+
+    Args:
+        image_shape: ``(C, H, W)``; the embedding has their product of dimensions.
+
+    Example:
+        >>> import torch
+        >>> z, x_hat = Pixels((1, 2, 2))(torch.arange(4.0).view(1, 1, 2, 2))
+        >>> z
+        tensor([[0., 1., 2., 3.]])
+    """
+
+    def __init__(self, image_shape: Sequence[int]) -> None:
+        decoder = nn.Unflatten(1, tuple(image_shape))
+        super().__init__(nn.Flatten(), decoder, embedding_dim=math.prod(image_shape))
