@@ -1,22 +1,28 @@
-"""Append finished runs to a table of records: ``scripts/collect.py runs results/dcec.csv``."""
+"""Append finished runs to a table of records: ``scripts/collect.py runs results/table.csv``."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from clusterlab.report import collect, merge
+from clusterlab.errors import UserError
+from clusterlab.results import find, merge
 
 
 def main() -> None:
-    """Read runs below a folder into a CSV; failed ones are listed and left out."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Read runs below a folder into a CSV; others are listed and left out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="a run folder, or one with runs below it")
     parser.add_argument("table", type=Path, help="the CSV in results/")
     arguments = parser.parse_args()
-    rows, failures = collect(arguments.runs)
-    merged = merge(arguments.table, rows)
-    print(f"{len(rows)} runs read, {len(merged)} in {arguments.table}")
-    for line in failures:
-        print(f"failed, left out: {line}")
+    try:
+        found = find(arguments.runs)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    merged = merge(arguments.table, found.rows)
+    print(f"{len(found.rows)} runs read, {len(merged)} in {arguments.table}")
+    for line in found.left_out:
+        print(f"left out: {line}")
 
 
 if __name__ == "__main__":

@@ -658,7 +658,10 @@ def test_names_do_not_depend_on_order_or_on_where_it_runs() -> None:
 
 
 def test_experiment_names_the_folder() -> None:
-    assert named("experiment=dcec_usps", experiment="dcec_usps") == "dcec_usps/seed=0"
+    name = named("experiment=dcec_table1", "model=dcec", experiment="dcec_table1")
+    assert name == "dcec_table1/dcec_little,seed=0"
+    other = named("experiment=dcec_table1", "data=npz", data="other", experiment="dcec_table1")
+    assert other == "dcec_table1/dcec_other,seed=0"
 
 
 AWKWARD = [

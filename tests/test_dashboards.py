@@ -206,9 +206,9 @@ def test_wandb_name_group_and_tags(shown: Shown) -> None:
 
 
 def test_wandb_group_and_tags_of_an_experiment(compose: Any) -> None:
-    cfg = compose("experiment=dcec_usps", "logger=wandb", "experiment_name=dcec_usps")
-    assert cfg.logger.wandb.group == "dcec_usps"
-    assert {"dcec", "usps", "dcec_usps"} <= set(cfg.logger.wandb.tags)
+    cfg = compose("experiment=dcec_table1", "logger=wandb", "experiment_name=dcec_table1")
+    assert cfg.logger.wandb.group == "dcec_table1"
+    assert {"dcec", "usps", "dcec_table1"} <= set(cfg.logger.wandb.tags)
 
 
 def test_wandb_images(shown: Shown) -> None:

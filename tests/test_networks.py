@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from clusterlab.errors import UserError
-from clusterlab.networks import ConvAutoencoder
+from clusterlab.networks import ConvAutoencoder, MLPAutoencoder, Pixels
 
 SHAPES = [
     (1, 8, 8),
@@ -162,3 +162,64 @@ def test_gradients_reach_every_parameter():
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+# The fully connected one, and none at all
+
+
+def test_mlp_is_the_papers_d_500_500_2000_10():
+    network = MLPAutoencoder((1, 16, 16), embedding_dim=10)
+    widths = [256, 500, 500, 2000, 10]
+    for half, sizes in ((network.encoder, widths), (network.decoder, widths[::-1])):
+        layers = [layer for layer in half if isinstance(layer, nn.Linear)]
+        assert [layers[0].in_features, *(layer.out_features for layer in layers)] == sizes
+        # Keras' Glorot: uniform with variance 2 / (in + out); no bias.
+        for layer in layers:
+            bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+            assert layer.weight.abs().max() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+            assert not layer.bias.any()
+
+
+def test_mlp_has_linear_ends_and_relus_between():
+    network = MLPAutoencoder((2, 3, 5), embedding_dim=4, hidden=(7, 6)).double()
+    x = torch.rand(9, 2, 3, 5, dtype=torch.float64)
+
+    def by_hand(h: Tensor, half: nn.Module) -> Tensor:
+        layers = [layer for layer in half if isinstance(layer, nn.Linear)]
+        for i, layer in enumerate(layers):
+            h = h @ layer.weight.T + layer.bias
+            h = h * (h > 0) if i < len(layers) - 1 else h
+        return h
+
+    z, x_hat = network(x)
+    assert torch.allclose(z, by_hand(x.flatten(1), network.encoder))
+    assert (z < 0).any()
+    assert torch.allclose(x_hat.flatten(1), by_hand(z, network.decoder))
+    assert x_hat.shape == x.shape
+
+
+def test_a_scaled_network_trains_as_an_unscaled_one_on_scaled_images():
+    """Same gradients, and everything outside stays in the scale of the images."""
+    gradients, outputs = [], []
+    for scale, factor in ((3.0, 1.0), (1.0, 3.0)):
+        torch.manual_seed(0)
+        network = MLPAutoencoder((1, 4, 4), 3, hidden=(8,), scale=scale).double()
+        x = factor * torch.rand(5, 1, 4, 4, dtype=torch.float64)
+        z, x_hat = network(x)
+        network.reconstruction_loss(x, x_hat).backward()
+        gradients.append([p.grad for p in network.parameters()])
+        outputs.append((z, x_hat / factor))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other)
+    assert torch.allclose(outputs[0][0], outputs[1][0])
+    assert torch.allclose(outputs[0][1], outputs[1][1])
+
+
+def test_pixels_are_their_own_embedding():
+    network, x = Pixels((3, 4, 5)), torch.rand(2, 3, 4, 5)
+    z, x_hat = network(x)
+    assert torch.equal(z, x.reshape(2, 60))
+    assert torch.equal(x_hat, x)
+    assert network.embedding_dim == 60
+    assert not list(network.parameters())

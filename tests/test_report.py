@@ -1,30 +1,34 @@
-"""From run folders to the README's table."""
+"""From rows to tables, curves and the README."""
 
 import csv
 import importlib.util
+import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clusterlab import curves
 from clusterlab.errors import UserError
 from clusterlab.report import (
-    IDENTITY,
+    FORMATS,
     SAME,
+    Line,
     benchmark_table,
-    collect,
+    differences,
     fill,
-    merge,
-    read_records,
-    results_table,
-    scalars,
-    summarise,
+    lines,
+    render,
+    sweeps,
 )
+from clusterlab.results import read_records
 
 ROOT = Path(__file__).parents[1]
-START = "phases.finetune.metrics_at_start."
 
 
 def row(seed: int = 0, **changes: str) -> dict[str, str]:
@@ -39,202 +43,274 @@ def row(seed: int = 0, **changes: str) -> dict[str, str]:
         "device": "a CPU",
         "commit": "c" * 40,
         **{name: str(value) for name, value in scores.items()},
-        **{f"{START}{name}": str(value / 2) for name, value in scores.items()},
-        "phases.pretrain.seconds": "60",
-        "phases.finetune.seconds": str(120 + 60 * seed),
+        "seconds": str(180 + 60 * seed),
         **changes,
     }
+
+
+def swept(gamma: float, seed: int = 0, **changes: str) -> dict[str, str]:
+    """Make the record of a run with another weight of the clustering term."""
+    settings = {"config.loss.gamma": str(gamma), "config.model.gamma": str(gamma)}
+    digest = {"settings_sha256": f"{gamma:064f}"}
+    return row(seed, accuracy=str(0.5 + gamma / 10 + seed / 50)) | settings | digest | changes
 
 
 def paper(**changes: str) -> dict[str, str]:
     return {
+        "table": "dcec_table1",
         "paper": "Guo et al.",
-        "table": "Table 1",
+        "place": "Table 1",
         "data": "usps",
         "model": "dcec",
+        "published_as": "",
         "accuracy": "0.7900",
         "nmi": "0.8257",
+        "ari": "",
         **changes,
     }
 
 
-def record(seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """Make a result.json."""
-    return {
-        "model": "dcec",
-        "data": "usps",
-        "seed": seed,
-        "settings_sha256": "5",
-        "data_sha256": "d",
-        "device": "a CPU",
-        "commit": None,
-        "metrics": {"accuracy": 0.5, "nmi": None},
-        "label_free": {"silhouette": 0.25, "cluster_sizes": [1, 2], "trouble": []},
-        "phases": {"finetune": {"steps": 3, "metrics_at_start": {"nmi": 0.125}}},
-        "config": {
-            "seed": seed,
-            "metrics": {"nmi": 9},
-            "data": {"source": {}},
-            "model": {"seed": seed},
-            "trainer": {"precision": 32},
-        },
-        **changes,
-    }
-
-
-def test_scalars() -> None:
-    assert scalars(record(4)) == {
-        "model": "dcec",
-        "data": "usps",
-        "seed": "4",
-        "settings_sha256": "5",
-        "data_sha256": "d",
-        "device": "a CPU",
-        "commit": "",
-        "accuracy": "0.5",
-        "nmi": "",
-        "label_free.silhouette": "0.25",
-        "phases.finetune.steps": "3",
-        "phases.finetune.metrics_at_start.nmi": "0.125",
-    }
-
-
-def test_collect_leaves_failed_and_unfinished_runs_out(tmp_path: Path) -> None:
-    for name in ("b/seed=1", "a/seed=0", "failed", "unfinished"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "b/seed=1/result.json").write_text(json.dumps(record(1)))
-    (tmp_path / "a/seed=0/result.json").write_text(json.dumps(record(0)))
-    failed = {**record(2), "error": "Expected a finite loss."}
-    (tmp_path / "failed/result.json").write_text(json.dumps(failed))
-    (tmp_path / "unfinished/settings.json").write_text("{}")
-    rows, failures = collect(tmp_path)
-    # The digest is made again, of the config, without the seed.
-    (digest,) = {row.pop("settings_sha256") for row in rows}
-    assert len(digest) == 64
-    expected = [scalars(record(seed)) for seed in (0, 1)]
-    assert rows == [{k: v for k, v in row.items() if k != "settings_sha256"} for row in expected]
-    assert failures == [f"{tmp_path / 'failed'}: Expected a finite loss."]
-
-
-def test_collect_reads_real_runs(finished: tuple[Any, dict[str, Any]]) -> None:
-    """What a run writes is what a table needs."""
-    cfg, result = finished
-    rows, failures = collect(Path(cfg.run_dir))
-    assert (rows, failures) == ([scalars(result)], [])
-    assert set(IDENTITY) <= rows[0].keys()
-    design = "experiment model data seed accuracy nmi ari f1 seconds device commit data_sha256"
-    assert {*design.split(), "settings_sha256"} <= rows[0].keys()
-    assert float(rows[0]["nmi"]) == result["metrics"]["nmi"]
-    assert float(rows[0][f"{START}nmi"]) == result["phases"]["finetune"]["metrics_at_start"]["nmi"]
-
-
-def test_merge_sorts_and_replaces(tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    assert read_records(table) == []
-    merge(table, [row(10), row(2), row(0, data="mnist"), row(1, model="cdc")])
-    again = row(2, nmi="0.9") | {"note": "made again"}  # a column that the others lack
-    merged = merge(table, [again])
-    assert [(r["data"], r["model"], r["seed"]) for r in merged] == [
-        ("mnist", "dcec", "0"),
-        ("usps", "cdc", "1"),
-        ("usps", "dcec", "2"),
-        ("usps", "dcec", "10"),
-    ]
-    stored = read_records(table)
-    assert [r["nmi"] for r in stored] == ["0.7", "0.7", "0.9", "0.7"]
-    assert [r["note"] for r in stored] == ["", "", "made again", ""]
-    before = table.read_bytes()
-    merge(table, [])
-    assert table.read_bytes() == before
-    with table.open(newline="") as file:
-        assert sum(1 for _ in csv.reader(file)) == 5
-    assert list(tmp_path.iterdir()) == [table]
-
-
-@pytest.mark.parametrize("name", IDENTITY)
-def test_merge_keeps_runs_that_differ(tmp_path: Path, name: str) -> None:
-    other = "7" if name == "seed" else "another"
-    merged = merge(tmp_path / "table.csv", [row(), row() | {name: other}])
-    assert sorted(r[name] for r in merged) == sorted([row()[name], other])
-
-
-def test_summarise_gives_mean_and_sample_deviation() -> None:
+def test_a_line_has_mean_and_sample_deviation() -> None:
     values = {name: np.random.default_rng(i).random(5) for i, name in enumerate(("nmi", "ari"))}
     rows = [row(s, **{k: str(v[s]) for k, v in values.items()}) for s in range(5)]
-    summary = summarise(rows)
-    assert summary["seeds"] == "5"
+    (line,) = lines(rows)
+    assert len(line.rows) == 5
     for name, value in values.items():
-        percent = 100 * value
-        assert summary[name] == f"{percent.mean():.1f} ± {percent.std(ddof=1):.1f}"
-        assert summary[name] != f"{percent.mean():.1f} ± {percent.std(ddof=0):.1f}"
-    assert summarise(rows, START)["accuracy"] == "41.0 ± 0.8"
+        expected = (100 * value.mean(), 100 * value.std(ddof=1))
+        assert line.ours(name) == pytest.approx(expected, abs=1e-9)
+    assert line.minutes == pytest.approx(5)  # 3, 4, 5, 6, 7
+    assert line.theirs("nmi") is None
 
 
-def test_summarise_one_run_has_no_deviation() -> None:
-    assert summarise([row()])["accuracy"] == "80.0"
-
-
-def test_summarise_leaves_out_what_nobody_measured() -> None:
-    """Runs without labels have no accuracy, rather than one of zero."""
-    assert "accuracy" not in summarise([row(seed, accuracy="") for seed in range(2)])
+def test_one_run_has_no_deviation_and_no_labels_no_score() -> None:
+    (line,) = lines([row(accuracy="")], [paper()])
+    assert line.ours("nmi") == pytest.approx((70, None))
+    assert line.ours("accuracy") is None
+    assert line.theirs("nmi") == pytest.approx(82.57)
+    assert line.theirs("ari") is None
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_summarise_refuses_to_mix(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} of .*another"):
-        summarise([row(0), row(1, **{name: "another"})])
+def test_what_differs_is_never_averaged(name: str) -> None:
+    other = {name: "another"}
+    table = lines([row(0), row(1), row(0, **other), row(1, **other), row(2, **other)], [paper()])
+    assert [len(line.rows) for line in table] == [2, 3]
+    assert [list(line.different) for line in table] == [[name], [name]]
+    assert table[1].different[name].startswith("another")
+    assert all(line.published for line in table)
+    text = render(table)
+    assert f"{name}=another" in text
 
 
-def test_what_is_not_mixed() -> None:
+def test_what_must_agree() -> None:
     assert set(SAME) == {"settings_sha256", "data_sha256", "commit", "device"}
 
 
 def test_a_dirty_revision_is_told_from_the_clean_one() -> None:
-    with pytest.raises(UserError, match="commit of") as caught:
-        summarise([row(0), row(1, commit="c" * 40 + "-dirty")])
-    assert "dirty" in str(caught.value)
-    assert "dirty" in results_table([row(0, commit="c" * 40 + "-dirty")], [paper()])
+    table = lines([row(0), row(1, commit="c" * 40 + "-dirty")])
+    assert [line.different["commit"] for line in table] == ["c" * 9, "c" * 9 + "-dirty"]
+    assert "ccccccccc-dirty" in render(lines([row(0, commit="c" * 40 + "-dirty")]))
 
 
-def test_summarise_refuses_a_seed_twice() -> None:
-    with pytest.raises(UserError, match="one run per seed, got seeds 0, 1, 0"):
-        summarise([row(0), row(1), row(0)])
+def test_a_seed_twice_in_a_line_is_refused() -> None:
+    with pytest.raises(UserError, match="one run per seed, got seeds 0, 0, 1"):
+        lines([row(0), row(1), row(0)])
+
+
+def test_differences_name_the_setting_that_the_others_follow() -> None:
+    first = {"config.n": "1", "config.n.again": "1", "config.lr": "3", "config.kept": "0"}
+    second = first | {"config.n": "2", "config.n.again": "2"}
+    third = second | {"config.lr": "4"}
+    assert differences([first, second]) == [{"n": "1"}, {"n": "2"}]
+    assert differences([first, second, third]) == [
+        {"n": "1", "lr": "3"},
+        {"n": "2", "lr": "3"},
+        {"n": "2", "lr": "4"},
+    ]
+    assert differences([first]) == [{}]
+    # A setting that one of them did not have, and digests whose settings are not recorded.
+    assert differences([{}, {"config.new": "1"}]) == [{"new": "none"}, {"new": "1"}]
+    assert differences([{"settings_sha256": "a"}, {"settings_sha256": "b"}])[0] == {
+        "settings_sha256": "a"
+    }
+
+
+def test_lines_stand_in_the_order_of_the_paper() -> None:
+    published = [paper(model="kmeans"), paper(), paper(data="mnist")]
+    rows = [row(model="mine"), row(), row(model="kmeans"), row(model="also")]
+    table = lines(rows, published)
+    assert [line.method for line in table] == ["kmeans", "dcec", "also", "mine"]
+    table = lines(rows, published, missing=True)
+    assert [(line.data, line.method, len(line.rows)) for line in table] == [
+        *(("usps", "kmeans", 1), ("usps", "dcec", 1), ("mnist", "dcec", 0)),
+        *(("usps", "also", 1), ("usps", "mine", 1)),
+    ]
+
+
+def test_the_command_of_a_line_nobody_ran() -> None:
+    (line,) = lines([], [paper(data="mnist")], missing=True)
+    command = "python train.py -m experiment=dcec_table1 model=dcec data=mnist"
+    assert line.command == command
+    for style in ("text", "markdown"):
+        assert f"not run: {command}" in render([line], format=style)
+    assert "0" in render([line], format="csv").splitlines()[1].split(",")
+
+
+# Formats
 
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-def test_results_table() -> None:
-    published = [paper(), paper(model="cae_kmeans", accuracy="0.7415", nmi="0.7330")]
-    other = row(0, data="mnist", device="another CPU", commit="e" * 40)
-    lines = results_table([row(0), row(1), other], published).splitlines()
-    assert cells(lines[0])[:3] == ["data", "method", "seeds"]
-    ours, kmeans = cells(lines[2]), cells(lines[3])
-    assert len(ours) == len(kmeans) == len(cells(lines[0])) == len(cells(lines[1]))
-    assert ours == [
-        *("usps", "**DCEC**", "2", "80.5 ± 0.7", "79.0", "70.0 ± 0.0", "82.6"),
-        *("60.0 ± 0.0", "50.0 ± 0.1", "4"),  # 1 + 2 and 1 + 3 minutes, rounded up
-    ]
-    assert kmeans == [
-        *("usps", "CAE + k-means", "2", "40.2 ± 0.4", "74.2", "35.0 ± 0.0", "73.3"),
-        *("30.0 ± 0.0", "25.0 ± 0.0", "1"),
-    ]
-    assert "Guo et al., Table 1" in lines[-1]
-    assert "a CPU" in lines[-1]
-    assert "ccccccccc" in lines[-1]
+def two_lines() -> list[Line]:
+    kmeans = row(0, model="spectral", device="another CPU", accuracy="0.6", seconds="6")
+    return lines([row(0), row(1), kmeans], [paper(), paper(model="spectral", published_as="SEC")])
 
 
-def test_a_published_row_without_runs_is_not_run() -> None:
-    published = [paper(), paper(data="mnist_test")]
-    lines = results_table([row()], published).splitlines()
-    assert cells(lines[2])[2] == "1"
-    command = "not run: `python train.py model=dcec data=mnist_test`"
-    assert cells(lines[3])[:3] == ["mnist_test", "dcec", command]
-    assert set(cells(lines[3])[3:]) == {""}
-    assert lines[3].count("|") == lines[0].count("|")
-    without = results_table([], published).splitlines()
-    assert all(cells(line)[2].startswith("not run: `python train.py") for line in without[2:4])
+def test_markdown() -> None:
+    text = render(two_lines(), ["failed: x: y"], "markdown")
+    head, rule, ours, spectral, _, note, left_out = text.splitlines()
+    assert cells(head) == [
+        *("data", "method", "seeds", "ACC", "ACC, paper", "ACC Δ", "NMI", "NMI, paper", "NMI Δ"),
+        *("ARI", "F1", "minutes", "device"),
+    ]
+    assert set(rule) <= set("|:-")
+    assert cells(ours) == [
+        *("usps", "dcec", "2", "80.5 ± 0.7", "79.0", "+1.5", "70.0 ± 0.0", "82.6", "-12.6"),
+        *("60.0 ± 0.0", "50.0 ± 0.1", "4", "a CPU"),  # 3 and 4 minutes: 3.5
+    ]
+    assert cells(spectral)[:6] == ["usps", "spectral", "1", "60.0", "79.0", "-19.0"]
+    assert cells(spectral)[-2:] == ["0.1", "another CPU"]
+    assert "Revision: ccccccccc." in note
+    assert "Guo et al., Table 1" in note
+    assert "spectral stands where the paper has SEC." in note
+    assert left_out == "- failed: x: y"
+
+
+def test_latex_is_a_booktabs_table_with_what_latex_would_stumble_over_escaped() -> None:
+    table = lines([row(0, data="mnist_test"), row(1, data="mnist_test")])
+    text = render(table, ["failed: runs/50%_x"], "latex")
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    assert body[0].startswith(r"\begin{tabular}{ll")
+    assert body[1] == r"\toprule"
+    assert body[-1] == r"\end{tabular}"
+    assert [line for line in body if line.startswith(r"\m")] == [r"\midrule"]
+    assert r"mnist\_test" in body[4]
+    assert r"80.5 $\pm$ 0.7" in body[4]
+    assert "±" not in "".join(body)
+    assert "% failed: runs/50%_x" in text
+
+
+def test_csv_has_numbers() -> None:
+    ours, spectral = csv.DictReader(io.StringIO(render(two_lines(), ["left out"], "csv")))
+    assert (ours["accuracy"], ours["accuracy_published"]) == ("0.805000", "0.7900")
+    assert float(ours["accuracy_std"]) == pytest.approx(0.01 / 2**0.5, abs=1e-6)
+    assert (ours["seeds"], ours["minutes"], ours["commit"]) == ("2", "3.50", "c" * 40)
+    assert (spectral["seeds"], spectral["accuracy_std"]) == ("1", "")
+
+
+def test_text_is_not_squeezed() -> None:
+    text = render(two_lines(), ["unfinished: somewhere"])
+    assert "80.5 ± 0.7" in text
+    assert "…" not in text
+    assert "unfinished: somewhere" in text
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_no_runs_with_labels(style: str) -> None:
+    unlabelled = dict.fromkeys(("accuracy", "nmi", "ari", "f1"), "")
+    text = render(lines([row(0, **unlabelled), row(1, **unlabelled)]), format=style)
+    assert "dcec" in text
+    assert "ACC" not in text
+
+
+# Sweeps
+
+
+def test_sweeps_are_found_with_their_values_in_order() -> None:
+    rows = [swept(gamma, seed) for gamma in (1.0, 0.01, 0.1) for seed in (0, 1)]
+    found = sweeps(lines([*rows, row(0, model="kmeans")]))
+    assert list(found) == ["loss.gamma"]
+    assert list(found["loss.gamma"]) == ["dcec on usps"]
+    points = found["loss.gamma"]["dcec on usps"]
+    assert [value for value, _ in points] == [0.01, 0.1, 1.0]
+    score = points[1][1].ours("accuracy")
+    assert score == pytest.approx((52, 2**0.5))  # 51 and 53
+
+
+def test_a_grid_gives_a_curve_for_each_value_of_the_other() -> None:
+    rows = []
+    for gamma in (0.1, 1.0):
+        for t in (30, 140):
+            setting = {"config.T": str(t), "settings_sha256": f"{gamma}{t}"}
+            rows.append(swept(gamma, 0, **setting))
+    found = sweeps(lines(rows))
+    assert set(found) == {"loss.gamma", "T"}
+    assert set(found["T"]) == {"dcec on usps, loss.gamma=0.1", "dcec on usps, loss.gamma=1.0"}
+    assert all(len(points) == 2 for curve in found.values() for points in curve.values())
+
+
+def test_what_is_no_number_is_no_sweep() -> None:
+    """Neither names, nor revisions, though one in a million consists of digits."""
+    one, other = row(0), row(0, settings_sha256="6" * 64)
+    named = [one | {"config.optimizer": "sgd"}, other | {"config.optimizer": "adam"}]
+    assert sweeps(lines(named)) == {}
+    assert sweeps(lines([row(0, commit="1" * 40), row(0, commit="2" * 40)])) == {}
+
+
+def test_the_curve_over_a_setting_shows_means_and_bands() -> None:
+    points = [
+        (0.01, {"ACC": (50.0, 2.0)}),
+        (0.1, {"ACC": (60.0, 1.0)}),
+        (1.0, {"ACC": (40.0, None)}),
+    ]
+    figure = curves.over_setting("loss.gamma", {"dcec on usps": points})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "loss.gamma"
+    (line,) = axes.lines
+    assert np.allclose(line.get_xydata(), [[0.01, 50], [0.1, 60], [1, 40]])
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 1].min() == 40
+    assert {48.0, 52.0, 59.0, 61.0} <= set(corners[:, 1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dcec on usps"]
+
+
+# The program
+
+
+def report(*argv: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_program_prints_and_writes(tmp_path: Path) -> None:
+    rows = [swept(gamma, seed) for gamma in (0.1, 1.0) for seed in (0, 1)]
+    table = tmp_path / "records.csv"
+    heads = list(rows[0])
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, heads)
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "settings.json").write_text(json.dumps({}))
+    out = tmp_path / "out"
+    done = report(table, tmp_path / "runs", "--format", "markdown", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "loss.gamma=0.1" in done.stdout
+    assert "unfinished: " in done.stdout
+    made = {path.name for path in out.iterdir()}
+    assert made == {"table.txt", "table.md", "table.tex", "table.csv", "loss.gamma.png"}
+    assert (out / "table.md").read_text() == done.stdout
+    again = report(tmp_path / "none")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert re.fullmatch(r"Error: Expected runs or records, got no .*none; .*\n", again.stderr)
+
+
+# The README
 
 
 def test_benchmark_table() -> None:
@@ -245,19 +321,19 @@ def test_benchmark_table() -> None:
         {"measure": "bare loop", "value": "45678", "unit": "wall images / s"},
         {"measure": "one refresh", "value": "2.5", "unit": "wall s"},
     ]
-    lines = benchmark_table([row | shared for row in rows]).splitlines()
-    assert [cells(line) for line in lines[2:4]] == [
+    laid = benchmark_table([row | shared for row in rows]).splitlines()
+    assert [cells(line) for line in laid[2:4]] == [
         ["bare loop", "100 x 8x8", "12.35", "images / CPU s"],
         ["one refresh", "100 x 8x8", "2.5", "wall s"],
     ]
-    assert "45678" not in "".join(lines)
-    assert lines[-1].startswith("a CPU, revision ccccccccc.")
+    assert "45678" not in "".join(laid)
+    assert laid[-1].startswith("a CPU, revision ccccccccc.")
 
 
 def test_fill_replaces_what_stands_between_the_markers() -> None:
     kept = "<!-- speed -->\nkept\n<!-- end of speed -->\n"
     readme = f"# Title\n<!-- results -->\nold\n<!-- end of results -->\n{kept}more\n"
-    once = fill(readme, "results", "| new |")
+    once = fill(readme, "results", "| new |\n")
     filled = "<!-- results -->\n\n| new |\n\n<!-- end of results -->"
     assert once == f"# Title\n{filled}\n{kept}more\n"
     assert fill(once, "results", "| new |") == once
@@ -270,8 +346,6 @@ def test_fill_needs_both_markers(readme: str) -> None:
 
 
 def test_the_readme_is_what_the_records_say() -> None:
-    if not (ROOT / "results" / "dcec.csv").exists():
-        pytest.skip("no results/dcec.csv yet: collect runs with scripts/collect.py")
     spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
     assert spec is not None
     assert spec.loader is not None
@@ -280,11 +354,26 @@ def test_the_readme_is_what_the_records_say() -> None:
     assert (ROOT / "README.md").read_text() == script.filled_readme(), "run `make readme`"
 
 
-def test_the_published_numbers_are_there_to_compare_with() -> None:
+def test_every_published_number_has_a_command_and_a_source() -> None:
     published = read_records(ROOT / "results" / "published.csv")
     assert published
+    assert len({(line["data"], line["model"]) for line in published}) == len(published)
     for line in published:
         assert line["paper"], line
-        assert line["table"].startswith("Table "), line
-        assert 0 < float(line["accuracy"]) < 1, line
-        assert 0 < float(line["nmi"]) < 1, line
+        assert line["place"].startswith("Table "), line
+        assert (ROOT / "conf" / "experiment" / f"{line['table']}.yaml").exists()
+        assert (ROOT / "conf" / "model" / f"{line['model']}.yaml").exists()
+        assert (ROOT / "conf" / "data" / f"{line['data']}.yaml").exists()
+        for score in (line["accuracy"], line["nmi"]):
+            assert score == "" or 0 < float(score) < 1, line
+
+
+def test_every_record_in_results_is_clean() -> None:
+    """Of a committed revision, finished, and of a known experiment."""
+    tables = [
+        p for p in (ROOT / "results").glob("*.csv") if p.stem not in ("published", "benchmark")
+    ]
+    for table in tables:
+        for line in read_records(table):
+            assert line["experiment"] == table.stem
+            assert re.fullmatch("[0-9a-f]{40}", line["commit"]), line["commit"]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from clusterlab import metrics, viz
+from clusterlab import curves, metrics, viz
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -71,7 +71,7 @@ def run_rows(labelled: bool = True) -> list[dict[str, float | str | None]]:
 
 
 def test_curves_have_one_panel_a_question():
-    figure = viz.learning_curves(run_rows(), tolerance=1e-3)
+    figure = curves.learning_curves(run_rows(), tolerance=1e-3)
     draw(figure)
     assert titles(figure) == [
         "pretrain: loss",
@@ -84,7 +84,7 @@ def test_curves_have_one_panel_a_question():
 
 
 def test_curves_draw_the_recorded_points():
-    axes = panel(viz.learning_curves(run_rows()), "finetune: scores")
+    axes = panel(curves.learning_curves(run_rows()), "finetune: scores")
     lines = {line.get_label(): line for line in axes.lines}
     assert set(lines) == {"ACC", "NMI", "ARI", "macro-F1", "confidence"}
     assert np.allclose(lines["ACC"].get_xdata(), [0, 140, 280, 420, 560])
@@ -92,7 +92,7 @@ def test_curves_draw_the_recorded_points():
 
 
 def test_curves_without_labels_have_no_scores():
-    figure = viz.learning_curves(run_rows(labelled=False), tolerance=1e-3)
+    figure = curves.learning_curves(run_rows(labelled=False), tolerance=1e-3)
     draw(figure)
     assert "finetune: scores" not in titles(figure)
     (line,) = panel(figure, "finetune: confidence").lines
@@ -100,13 +100,13 @@ def test_curves_without_labels_have_no_scores():
 
 
 def test_curves_use_a_logarithmic_axis_for_losses_over_a_decade():
-    figure = viz.learning_curves(run_rows())
+    figure = curves.learning_curves(run_rows())
     assert panel(figure, "pretrain: loss").get_yscale() == "log"
     assert panel(figure, "finetune: loss").get_yscale() == "linear"
 
 
 def test_label_change_is_logarithmic_shows_zero_and_the_tolerance():
-    axes = panel(viz.learning_curves(run_rows(), tolerance=1e-3), "finetune: label change")
+    axes = panel(curves.learning_curves(run_rows(), tolerance=1e-3), "finetune: label change")
     change, tolerance = axes.lines
     assert axes.get_yscale() == "symlog"
     assert change.get_ydata()[-1] == 0
@@ -119,7 +119,7 @@ def test_label_change_is_logarithmic_shows_zero_and_the_tolerance():
 def test_one_term_has_one_colour_in_all_panels():
     rows = run_rows()
     rows.append({"phase": "finetune", "step": 840, "finetune/reconstruction": 0.1})
-    figure = viz.learning_curves(rows)
+    figure = curves.learning_curves(rows)
     colours = [
         line.get_color()
         for title in ("pretrain: loss", "finetune: loss")
@@ -134,7 +134,7 @@ def test_one_term_has_one_colour_in_all_panels():
 def test_curves_leave_out_what_is_no_number(value):
     rows = [{"phase": "pretrain", "step": s, "pretrain/loss": s / 10} for s in range(1, 4)]
     rows.append({"phase": "pretrain", "step": 4, "pretrain/loss": value})
-    figure = viz.learning_curves(rows)
+    figure = curves.learning_curves(rows)
     draw(figure)
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
 
@@ -142,13 +142,13 @@ def test_curves_leave_out_what_is_no_number(value):
 @pytest.mark.parametrize("change", [0.0, 1.0, 1e-6])
 def test_curves_of_a_single_refresh(change):
     rows = [{"phase": "finetune", "step": 0, "cluster/label_change": change, "cluster/nmi": change}]
-    figure = viz.learning_curves(rows, tolerance=0.0)
+    figure = curves.learning_curves(rows, tolerance=0.0)
     draw(figure)
     assert [axes.lines[0].get_marker() for axes in figure.axes] == ["o", "o"]
 
 
 def test_curves_of_nothing():
-    figure = viz.learning_curves([])
+    figure = curves.learning_curves([])
     draw(figure)
     assert figure.axes == []
     assert suptitle(figure) == "Nothing recorded yet"
@@ -381,6 +381,6 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 def test_no_global_state_is_left_behind():
     settings = dict(mpl.rcParams)
     draw(viz.confusion(torch.eye(3, dtype=torch.int64)))
-    draw(viz.learning_curves(run_rows()))
+    draw(curves.learning_curves(run_rows()))
     assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == settings

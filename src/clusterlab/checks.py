@@ -46,6 +46,8 @@ def check_phases(phases: DictConfig) -> None:
     """
     for name in map(str, phases):
         phase = phases[name]
+        if not phase:  # nothing is trained in it
+            continue
         limits = {key: phase[key] for key in ("max_epochs", "max_steps")}
         for key, limit in limits.items():
             if not isinstance(limit, int) or (limit < 1 and limit != -1):

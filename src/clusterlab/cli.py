@@ -65,10 +65,15 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         ...                   "experiment_name": None})
         >>> run_name(cfg, ["data=usps", "loss.gamma=0.5", "seed=3"])
         'dcec_usps/loss.gamma=0.5,seed=3'
+        >>> cfg.experiment_name = "dcec_table1"
+        >>> run_name(cfg, ["experiment=dcec_table1"])
+        'dcec_table1/dcec_usps,seed=3'
     """
     asked = sorted(override for override in overrides if not UNNAMED.match(override))
-    name = safe(cfg.experiment_name or f"{cfg.model_name}_{cfg.data.name}", 100)
-    detail = f"{safe(','.join(asked), 200)}," if asked else ""
+    name = safe(f"{cfg.model_name}_{cfg.data.name}", 100)
+    detail = f"{safe(','.join(asked), 150)}," if asked else ""
+    if cfg.experiment_name:  # it may span several methods and data sets
+        return f"{safe(cfg.experiment_name, 100)}/{name},{detail}seed={cfg.seed}"
     return f"{name}/{detail}seed={cfg.seed}"
 
 

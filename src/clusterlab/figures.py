@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from clusterlab import viz
+from clusterlab import curves, viz
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
@@ -44,17 +44,9 @@ def draw(
     centers = model.centers.detach().cpu()
     shown = torch.randperm(len(samples), generator=torch.Generator().manual_seed(cfg.seed))
     few, some = shown[:10].sort().values, shown[:TSNE_SAMPLES].sort().values
-    with torch.no_grad():
-        network = model.network.cpu().eval()
-        x = as_float(samples.x[few])
-        _, x_hat = network(x)
-        decoded = network.decode(centers)
     y = samples.y
 
     figures = {
-        "learning_curves": viz.learning_curves(rows, cfg.phases.finetune.tolerance),
-        "reconstructions": viz.reconstructions(x, x_hat),
-        "decoded_centers": viz.decoded_centers(decoded, cluster_sizes(labels, n_clusters)),
         "extreme_samples": viz.extreme_samples(samples.x, z, centers, labels),
         "embedding": viz.tsne_panels(
             None if before is None else before[some],
@@ -65,6 +57,16 @@ def draw(
             cfg.seed,
         ),
     }
+    network = model.network.cpu().eval()
+    with torch.no_grad():
+        if rows:  # something was trained
+            x = as_float(samples.x[few])
+            figures["reconstructions"] = viz.reconstructions(x, network(x)[1])
+            tolerance = cfg.phases.finetune.tolerance if "finetune" in cfg.phases else None
+            figures["learning_curves"] = curves.learning_curves(rows, tolerance)
+        if model.inductive:
+            sizes = cluster_sizes(labels, n_clusters)
+            figures["decoded_centers"] = viz.decoded_centers(network.decode(centers), sizes)
     if y is not None:
         table = contingency(y, labels, int(y.max()) + 1, n_clusters)
         figures["confusion"] = viz.confusion(table, samples.class_names)

@@ -1,10 +1,12 @@
 """Files that are either whole or not there, digests of settings, and locks with a message."""
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,21 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows with the union of their columns; a missing value is an empty cell.
+
+    Example:
+        >>> csv_text([{"seed": 0}, {"seed": 1, "nmi": 0.5}]).splitlines()
+        ['seed,nmi', '0,', '1,0.5']
+    """
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def settings_digest(settings: Any) -> str:

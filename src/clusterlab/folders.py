@@ -136,6 +136,11 @@ class PhaseFolder:
         """The checkpoint to resume from; there only while the phase is unfinished."""
         return self.path / "last.ckpt"
 
+    @property
+    def weights(self) -> Path:
+        """The trained weights; there once the phase is finished."""
+        return self.path / "weights.ckpt"
+
     def record(self) -> dict[str, Any]:
         """Return how the phase went."""
         record: dict[str, Any] = json.loads((self.path / "phase.json").read_text())
@@ -153,7 +158,7 @@ class PhaseFolder:
         model.on_save_checkpoint(checkpoint)
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        write_atomically(self.path / "weights.ckpt", content.getvalue())
+        write_atomically(self.weights, content.getvalue())
         write_json(self.path / "phase.json", record)
         self.tidy()
 
@@ -168,7 +173,7 @@ class PhaseFolder:
         Raises:
             UserError: If they are of another model, phase or shape.
         """
-        checkpoint = load_checkpoint(self.path / "weights.ckpt")
+        checkpoint = load_checkpoint(self.weights)
         check_checkpoint(checkpoint, model, phase)
         model.load_state_dict(checkpoint["state_dict"])
         model.phase = phase

@@ -1,7 +1,6 @@
 """Where the numbers of a run go while it trains: a CSV always, W&B if asked."""
 
 import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from matplotlib.image import imread
 
 from clusterlab.errors import problem
-from clusterlab.files import settings_digest, write_atomically
+from clusterlab.files import csv_text, settings_digest, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +71,8 @@ class PhaseCsv(Logger):
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Write rows with the union of their columns; a missing value is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    """Write rows with the union of their columns."""
+    write_atomically(path, csv_text(rows).encode())
 
 
 def columns(rows: list[Row]) -> dict[str, None]:

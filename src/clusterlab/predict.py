@@ -103,6 +103,12 @@ def load(run: str | Path) -> Predictor:
         raise problem(f"a finished run in {run}", f"no finished {phase}", "train it to its end")
     model: DeepClustering = build(cfg.model, network=build(cfg.network))
     last.load(model, str(phase))
+    if not model.inductive:
+        raise problem(
+            "a method that can label new samples",
+            f"a run of {cfg.model_name}",
+            f"take the labels of its own samples from {run / 'assignments.npz'}",
+        )
     channels, height, width = cfg.network.image_shape
     return Predictor(model, (channels, height, width))
 

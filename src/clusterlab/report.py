@@ -1,180 +1,305 @@
-"""Turn runs into records, and records into tables next to the published numbers."""
+"""Tables of records next to the published numbers, and curves over a swept setting."""
 
-import csv
 import io
-import json
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tabulate import tabulate
 
 from clusterlab.errors import problem
-from clusterlab.files import settings_digest, write_atomically
-from clusterlab.folders import settings_of
+from clusterlab.files import csv_text
 from clusterlab.metrics import SCORES
+from clusterlab.results import CONFIG, Row
 
-Row = dict[str, str]
-
-# What makes two runs the same run; the newer record replaces the older.
-IDENTITY = ("model", "data", "seed", "settings_sha256", "data_sha256", "device", "commit")
 # What must agree among the runs of one mean.
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
+SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
+FORMATS = ("text", "markdown", "latex", "csv")
+Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
 
 
-def scalars(record: dict[str, Any], prefix: str = "") -> Row:
-    """Flatten a record's scalars; the four scores and the seconds get their bare names.
-
-    Example:
-        >>> scalars({"metrics": {"nmi": 0.5}, "phases": {"finetune": {"steps": 3}}})
-        {'nmi': '0.5', 'phases.finetune.steps': '3'}
-    """
-    flat: Row = {}
-    for name, value in record.items():
-        if name == "config":
-            continue
-        if isinstance(value, dict):
-            flat |= scalars(value, "" if name == "metrics" else f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            flat[prefix + name] = "" if value is None else str(value)
-    return flat
-
-
-def collect(folder: Path) -> tuple[list[Row], list[str]]:
-    """Read every finished run below a folder.
-
-    Returns:
-        Their records, and one line for each run that failed.
-    """
-    rows, failures = [], []
-    for path in sorted(folder.rglob("result.json")):
-        record = json.loads(path.read_text())
-        if "error" in record:
-            failures.append(f"{path.parent}: {record['error']}")
-        else:
-            # Again from the config: what counts as a setting may have changed since the run.
-            settings = settings_of(OmegaConf.create(record["config"]))
-            rows.append(scalars({**record, "settings_sha256": settings_digest(settings)}))
-    return rows, failures
-
-
-def read_records(path: Path) -> list[Row]:
-    """Read a table of records; none if the file is not there yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def merge(path: Path, rows: Iterable[Row]) -> list[Row]:
-    """Add records to a table on disk; a repeated run replaces its older record."""
-    table = {tuple(row[key] for key in IDENTITY): row for row in [*read_records(path), *rows]}
-    merged = sorted(table.values(), key=lambda row: (row["data"], row["model"], int(row["seed"])))
-    columns = dict.fromkeys(name for row in merged for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(merged)
-    write_atomically(path, text.getvalue().encode())
-    return merged
-
-
-def short(digest: str) -> str:
-    """Shorten a digest or a revision and keep its ``-dirty``.
-
-    Example:
-        >>> short("0123456789abcdef-dirty")
-        '012345678-dirty'
-    """
-    name, dirty, _ = digest.partition("-dirty")
-    return name[:9] + dirty
-
-
-def summarise(rows: Sequence[Row], prefix: str = "") -> dict[str, str]:
-    """Give mean and sample standard deviation over seeds, in percent, and the mean minutes.
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: the runs of one method that differ in their seed alone.
 
     Args:
-        rows: Runs that differ in their seed alone.
-        prefix: Where the scores stand, such as ``phases.finetune.metrics_at_start.``.
+        data: Name of the data set.
+        method: Name of the method, as in ``model=``.
+        rows: Records of the runs; none if nobody ran it.
+        published: Row of the published number, or ``None``.
+        different: In what these runs differ from other lines of the method: the values of
+            settings and of what else stands in ``SAME``, by name.
+    """
+
+    data: str
+    method: str
+    rows: tuple[Row, ...]
+    published: Row | None
+    different: Mapping[str, str]
+
+    def ours(self, name: str) -> Score | None:
+        """Return mean and deviation of a score over seeds; ``None`` without labels or runs."""
+        values = [100 * float(row[name]) for row in self.rows if row.get(name)]
+        return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
+
+    def theirs(self, name: str) -> float | None:
+        """Return the published score in percent."""
+        value = (self.published or {}).get(name)
+        return 100 * float(value) if value else None
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean minutes of a run, those of a reused pretraining included."""
+        return mean(float(row["seconds"]) / 60 for row in self.rows) if self.rows else None
+
+    @property
+    def command(self) -> str:
+        """What makes the line's runs."""
+        experiment = f"-m experiment={self.published['table']} " if self.published else ""
+        return f"python train.py {experiment}model={self.method} data={self.data}"
+
+
+def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
+    """Put runs that differ in their seed alone into one line each, beside the published number.
+
+    Lines are in the order of the published table, then by name. Runs of a method that differ in
+    settings, data, revision or device are lines of their own, which say in what.
+
+    Args:
+        rows: Records, one a run.
+        published: Published numbers, see ``results/published.csv``.
+        missing: Also give published lines that nobody ran.
 
     Raises:
-        UserError: If the runs differ in settings, data, revision or device, or a seed is twice.
+        UserError: If a seed is twice in a line.
+    """
+    methods: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        methods.setdefault((row["data"], row["model"]), []).append(row)
+    order = {(row["data"], row["model"]): row for row in reversed(published)}
+    wanted = [key for key in reversed(order) if missing or key in methods]
+    table = []
+    for data, method in [*wanted, *sorted(methods.keys() - order.keys())]:
+        groups: dict[tuple[str, ...], list[Row]] = {}
+        for row in methods.get((data, method), []):
+            groups.setdefault(tuple(row.get(name, "") for name in SAME), []).append(row)
+        told = differences([group[0] for group in groups.values()])
+        for group, different in zip(groups.values(), told, strict=True):
+            seeds = sorted(int(row["seed"]) for row in group)
+            if len(set(seeds)) < len(seeds):
+                raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
+            theirs = order.get((data, method))
+            table.append(Line(data, method, tuple(group), theirs, different))
+        if not groups:
+            table.append(Line(data, method, (), order[data, method], {}))
+    return table
+
+
+def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Say in what each of some runs differs from the others.
+
+    A value that others are derived from is named alone: of settings that vary together, the one
+    with the shortest name.
 
     Example:
-        >>> runs = [{"seed": "0", "nmi": "0.80"}, {"seed": "1", "nmi": "0.82"}]
-        >>> summarise(runs)["nmi"]
-        '81.0 ± 1.4'
+        >>> a = {"config.loss.gamma": "0.1", "config.model.gamma": "0.1", "config.seed": "0"}
+        >>> differences([a, a | {"config.loss.gamma": "1", "config.model.gamma": "1"}])
+        [{'loss.gamma': '0.1'}, {'loss.gamma': '1'}]
     """
+    settings = {name for row in rows for name in row if name.startswith(CONFIG)}
+    found: dict[tuple[int, ...], str] = {}
+    for name in sorted(settings, key=lambda name: (len(name), name)):
+        values = [row.get(name, "") for row in rows]
+        pattern = tuple(values.index(value) for value in values)
+        if any(pattern):
+            found.setdefault(pattern, name)
+    names = sorted(found.values())
     for name in SAME:
-        kinds = {row.get(name, "") for row in rows}
-        if len(kinds) > 1:
-            raise problem(
-                "runs that differ in their seed alone",
-                f"{name} of {' and '.join(sorted(map(short, kinds)))}",
-                "collect one of them into another file",
-            )
-    seeds = [row["seed"] for row in rows]
-    if len(set(seeds)) < len(seeds):
-        raise problem("one run per seed", f"seeds {', '.join(seeds)}", "drop one")
-    summary = {"seeds": str(len(rows))}
-    for name in SCORES:
-        values = [100 * float(row[prefix + name]) for row in rows if row.get(prefix + name)]
-        if values:
-            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            summary[name] = f"{mean(values):.1f}{spread}"
-    return summary
+        digests = {row.get(name, "") for row in rows}
+        if len(digests) > 1 and not (name == "settings_sha256" and names):
+            names.append(name)
+    return [{n.removeprefix(CONFIG): short(n, row.get(n, "")) for n in names} for row in rows]
 
 
-def results_table(records: Sequence[Row], published: Sequence[Row]) -> str:
-    """Lay out ours next to the published numbers, as Markdown.
+def short(name: str, value: str) -> str:
+    """Shorten a digest or a revision, and keep its ``-dirty``.
 
-    A ``cae_kmeans`` row comes from the first refresh of the ``dcec`` runs: k-means on the
-    pretrained embedding.
+    Example:
+        >>> short("commit", "0123456789abcdef-dirty")
+        '012345678-dirty'
     """
-    lines = [
-        "| data | method | seeds | ACC | paper | NMI | paper | ARI | F1 | minutes a run |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for paper in published:
-        runs = [row for row in records if (row["data"], row["model"]) == (paper["data"], "dcec")]
-        if not runs:
-            command = f"`python train.py model={paper['model']} data={paper['data']}`"
-            lines.append(f"| {paper['data']} | {paper['model']} | not run: {command} |" + " |" * 7)
-            continue
-        kmeans = paper["model"] == "cae_kmeans"
-        phases = ["pretrain"] if kmeans else ["pretrain", "finetune"]
-        ours = summarise(runs, "phases.finetune.metrics_at_start." if kmeans else "")
-        minutes = mean(
-            sum(float(row[f"phases.{phase}.seconds"]) for phase in phases) / 60 for row in runs
-        )
-        cells = [paper["data"], "CAE + k-means" if kmeans else "**DCEC**", ours["seeds"]]
-        for name in ("accuracy", "nmi"):
-            cells += [ours[name], f"{100 * float(paper[name]):.1f}"]
-        cells += [ours["ari"], ours["f1"], f"{math.ceil(minutes)}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    devices = sorted({row["device"] for row in records})
-    commits = sorted({short(row["commit"]) for row in records})
-    lines += [
-        "",
-        f"In %, mean ± standard deviation over seeds, last state of each run. "
-        f"Paper: {published[0]['paper']}, {published[0]['table']}. "
-        f"Device: {'; '.join(devices)}. Revision: {', '.join(commits)}.",
-    ]
-    return "\n".join(lines)
+    if not name.endswith(("sha256", "commit")):
+        return value or "none"
+    digest, dirty, _ = value.partition("-dirty")
+    return digest[:9] + dirty or "none"
+
+
+# The table, in four formats
+
+
+def cells(line: Line) -> dict[str, str]:
+    """Return the cells of a line by the head of their column, as text for people."""
+    row = {"data": line.data, "method": line.method}
+    if not line.rows:
+        return {**row, "runs": f"not run: {line.command}"}
+    row["runs"] = ", ".join(f"{name}={value}" for name, value in line.different.items())
+    row["seeds"] = str(len(line.rows))
+    for name in SCORES:
+        ours, theirs = line.ours(name), line.theirs(name)
+        if ours:
+            row[SHORT[name]] = f"{ours[0]:.1f}" + ("" if ours[1] is None else f" ± {ours[1]:.1f}")
+        if theirs is not None:
+            row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
+        if ours and theirs is not None:
+            row[f"{SHORT[name]} diff"] = f"{ours[0] - theirs:+.1f}"
+    assert line.minutes is not None
+    row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
+    row["device"] = line.rows[0]["device"]
+    row["revision"] = short("commit", line.rows[0]["commit"])
+    return row
+
+
+def numbers(line: Line) -> dict[str, Any]:
+    """Return a line as numbers for programs; scores in [0, 1]."""
+    row: dict[str, Any] = {"data": line.data, "method": line.method, "seeds": len(line.rows)}
+    for name in SCORES:
+        if ours := line.ours(name):
+            row[name] = f"{ours[0] / 100:.6f}"
+            row[f"{name}_std"] = "" if ours[1] is None else f"{ours[1] / 100:.6f}"
+        if (theirs := line.theirs(name)) is not None:
+            row[f"{name}_published"] = f"{theirs / 100:.4f}"
+    if line.rows:
+        row["minutes"] = f"{line.minutes:.2f}"
+        row |= {name: line.rows[0].get(name, "") for name in SAME}
+        row |= line.different
+    return row
+
+
+def render(table: Sequence[Line], left_out: Sequence[str] = (), format: str = "text") -> str:
+    """Lay out a table with its notes.
+
+    Args:
+        table: The lines.
+        left_out: Runs that are not in it, a sentence each; not part of the CSV.
+        format: One of ``FORMATS``.
+    """
+    if format == "csv":
+        return csv_text([numbers(line) for line in table])
+    rows = [cells(line) for line in table]
+    # A column that says the same in every line goes into the notes.
+    shared = {}
+    for name in ("device", "revision"):
+        values = {row.get(name) for row in rows} - {None}
+        if len(values) == 1:
+            shared[name] = values.pop()
+            rows = [{head: cell for head, cell in row.items() if head != name} for row in rows]
+    scores = [f"{s}{kind}" for s in SHORT.values() for kind in ("", " paper", " diff")]
+    order = ["data", "method", "runs", "seeds", *scores, "minutes", "device", "revision"]
+    heads = [head for head in order if any(row.get(head) for row in rows)]
+    body = [[row.get(head, "") for head in heads] for row in rows]
+    notes = [*remarks(table, shared), *left_out]
+    left = ("data", "method", "runs", "device", "revision")
+    if format == "text":
+        return as_text(heads, body, left, notes)
+    if format == "markdown":
+        heads = [head.replace(" diff", " Δ").replace(" paper", ", paper") for head in heads]
+    align = ["left" if head in left else "right" for head in heads]
+    style = "pipe" if format == "markdown" else "latex_booktabs"
+    laid = tabulate(body, heads, style, disable_numparse=True, colalign=align)
+    if format == "latex":
+        laid = laid.replace("±", r"$\pm$")
+        return "\n".join([f"% {note}" for note in notes] + [laid, ""])
+    return "\n".join([laid, "", " ".join(notes[:1]), *(f"- {note}" for note in notes[1:]), ""])
+
+
+def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str]:
+    """Say how to read the table, and what its published numbers are."""
+    text = "In %, mean ± standard deviation over seeds, last state of each run; minutes of a run"
+    text += ", a reused pretraining included."
+    text += "".join(f" {name.capitalize()}: {value}." for name, value in shared.items())
+    sources = dict.fromkeys(
+        f"{line.published['paper']}, {line.published['place']}" for line in table if line.published
+    )
+    if sources:
+        text += f" Paper: {'; '.join(sources)}; differences in points."
+    other = dict.fromkeys(
+        f"{line.method} stands where the paper has {line.published['published_as']}."
+        for line in table
+        if line.published and line.published.get("published_as")
+    )
+    return [" ".join([text, *other])]
+
+
+def as_text(
+    heads: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Lay out a table for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right")
+    for row in body:
+        table.add_row(*row)
+    text = io.StringIO()
+    # As wide as it is: a narrow terminal breaks lines better than cells.
+    Console(file=text, width=10_000, markup=False, highlight=False).print(table)
+    laid = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*laid, *notes, ""])
+
+
+# Curves over a swept setting
+
+
+def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]]]]:
+    """Find the settings that were swept: numbers in which lines of a method differ.
+
+    Returns:
+        By setting and then by curve (data, method, and whatever else differs), its lines with
+        their value of the setting, ascending.
+    """
+    found: dict[str, dict[str, list[tuple[float, Line]]]] = {}
+    for line in table:
+        for name, value in line.different.items():
+            if name in SAME or not _is_number(value):
+                continue
+            rest = [f"{n}={v}" for n, v in line.different.items() if n != name]
+            curve = ", ".join([f"{line.method} on {line.data}", *rest])
+            found.setdefault(name, {}).setdefault(curve, []).append((float(value), line))
+    swept = {}
+    for name, curves in found.items():
+        long = {c: sorted(p, key=lambda pair: pair[0]) for c, p in curves.items() if len(p) > 1}
+        if long:
+            swept[name] = long
+    return swept
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+# The README
 
 
 def benchmark_table(rows: Sequence[Row]) -> str:
     """Lay out the benchmark's CPU measurements, as Markdown; the file has the wall times too."""
-    lines = ["| measure | images | value | unit |", "|---|---|--:|---|"]
+    body = []
     for row in rows:
         if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
             value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
-            lines.append(f"| {row['measure']} | {row['shape']} | {value} | {row['unit']} |")
-    made = {f"{row['device']}, revision {short(row['commit'])}" for row in rows}
-    lines += ["", f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."]
-    return "\n".join(lines)
+            body.append([row["measure"], row["shape"], value, row["unit"]])
+    heads, align = ["measure", "images", "value", "unit"], ["left", "left", "right", "left"]
+    made = {f"{row['device']}, revision {short('commit', row['commit'])}" for row in rows}
+    note = f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."
+    table = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+    return f"{table}\n\n{note}"
 
 
 def fill(readme: str, name: str, table: str) -> str:
@@ -186,4 +311,5 @@ def fill(readme: str, name: str, table: str) -> str:
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in readme or end not in readme:
         raise problem(f"the markers '{begin}' and '{end}' in the README", "none", "put them back")
-    return f"{readme.split(begin)[0]}{begin}\n\n{table}\n\n{end}{readme.split(end)[1]}"
+    before, after = readme.split(begin)[0], readme.split(end)[1]
+    return f"{before}{begin}\n\n{table.rstrip()}\n\n{end}{after}"

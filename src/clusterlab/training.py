@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +15,13 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from clusterlab import figures
 from clusterlab.callbacks import PhaseCheckpoint, Progress, StepLimit, TargetRefresh
 from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
-from clusterlab.data.datamodule import Batches, ClusterData, InOrder
+from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples, digest
-from clusterlab.distributed import embed, is_rank_zero
+from clusterlab.distributed import is_rank_zero
 from clusterlab.files import locked, log_to, settings_digest, write_atomically, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
@@ -52,12 +52,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     cfg.network.image_shape = list(samples.image_shape)
+    if "scale" in cfg.network and cfg.network.scale is None:
+        cfg.network.scale = samples.unit_scale()
     model: DeepClustering = build(cfg.model, network=build(cfg.network))
 
     if cfg.init_from is not None:
         load_network(Path(cfg.init_from), model)
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
-        train_phases(cfg, model, data, Path(cfg.run_dir))
+        train_phases(cfg, model, data, Path(cfg.run_dir), device)
         return {}
     with opened(cfg, samples.sha256) as run_dir:
         result_file = run_dir / "result.json"
@@ -110,12 +112,12 @@ def train_and_evaluate(
     loggers: Sequence[Logger],
 ) -> dict[str, Any]:
     """Train what is not trained yet, then score, store and draw the final state."""
-    phases = train_phases(cfg, model, data, run_dir, loggers)
+    phases = train_phases(cfg, model, data, run_dir, device, loggers)
     samples = data.samples
     rows = [row for name in phases for row in PhaseFolder(run_dir / name).rows()]
     write_csv(run_dir / "metrics.csv", rows)
 
-    z = embed_all(model, samples, device)
+    z = model.embed_samples(samples, device)
     with torch.no_grad():
         q = model.assign(z).cpu()
     z = z.cpu()
@@ -134,9 +136,9 @@ def train_and_evaluate(
     paths: dict[str, Path] = {}
     if cfg.figures:
         before = None
-        if "pretrain" in phases and len(phases) > 1:
+        if {"pretrain", "finetune"} <= phases.keys():
             PhaseFolder(run_dir / "pretrain").load(model, "pretrain")
-            before = embed_all(model, samples, device).cpu()
+            before = model.embed_samples(samples, device).cpu()
             last = list(phases)[-1]
             PhaseFolder(run_dir / last).load(model, last)
         paths = figures.draw(run_dir / "figures", model, samples, before, z, q, rows, cfg)
@@ -153,6 +155,7 @@ def train_phases(
     model: DeepClustering,
     data: ClusterData,
     run_dir: Path,
+    device: torch.device,
     loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Fit each phase in turn, or load it where it is finished.
@@ -173,12 +176,27 @@ def train_phases(
             record = {"seconds": 0.0, "epochs": 0, "steps": 0, "stop_reason": "init_from"}
         elif name == "pretrain" and cfg.pretrained_dir is not None:
             record = share_pretraining(cfg, model, data, folder, loggers)
+        elif not phase:
+            record = place_centers(model, name, data.samples, device)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
         if is_rank_zero():
             folder.save(model, record)
         records[name] = record
     return records
+
+
+def place_centers(
+    model: DeepClustering, name: str, samples: Samples, device: torch.device
+) -> dict[str, Any]:
+    """Cluster the embedding as it is: a phase in which nothing is trained."""
+    start = time.perf_counter()
+    model.phase = name
+    with torch.no_grad():
+        model.centers.copy_(model.initial_centers(model.embed_samples(samples, device)))
+    seconds = time.perf_counter() - start
+    log.info("%s: centers placed in %.0f s, nothing is trained.", name, seconds)
+    return {"seconds": seconds, "epochs": 0, "steps": 0, "stop_reason": "untrained"}
 
 
 def share_pretraining(
@@ -213,7 +231,9 @@ def share_pretraining(
         reused = entry.finished
         if reused:
             log.info("Reusing the pretrained autoencoder in %s.", entry.path)
-            entry.load(model, "pretrain")
+            load_network(entry.weights, model)  # whichever model made it
+            model.phase = "pretrain"
+            entry.tidy()
             replay(entry.rows(), loggers)
         else:
             write_json(entry.path / "made_of.json", made_of)
@@ -264,9 +284,3 @@ def fit(
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])
     return record
-
-
-def embed_all(model: DeepClustering, samples: Samples, device: torch.device) -> Tensor:
-    """Embed the whole data set on one device, outside training; shape ``(N, d)``."""
-    batches = Batches(samples.x, InOrder(len(samples), ClusterData.encode_batch_size))
-    return embed(model.to(device).network, batches, device)

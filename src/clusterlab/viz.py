@@ -1,9 +1,8 @@
-"""The figures of a run: every function returns a ``Figure``, none needs pyplot or a display."""
+"""Pictures of samples and clusters: every function returns a ``Figure``, none needs a display."""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import Tensor
@@ -32,12 +30,7 @@ _HEX = (
 )
 PALETTE = [f"#{code}" for code in _HEX.split()]
 MARKERS = "o^sD"  # one a round through the palette, for more than 20 clusters
-SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
-BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
-
-Row = Mapping[str, float | str | None]
-Lines = dict[str, NDArray[np.float64]]  # by name: steps and values, shape (n, 2)
-_style = mpl.rc_context(
+style = mpl.rc_context(
     {
         "font.size": 9,
         "axes.titlesize": 10,
@@ -57,106 +50,14 @@ def save(figure: Figure, path: Path | str) -> None:
     write_atomically(Path(path), content.getvalue())
 
 
-@_style
-def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figure:
-    """Draw loss terms, scores and label change against the optimizer steps of each phase.
-
-    Missing, ``None`` and non-finite values are left out, and so are panels without a value.
-
-    Args:
-        rows: Rows of a ``metrics.csv``: "phase", "step", "<phase>/<term>" once an epoch and
-            "cluster/<score>" once a refresh. Without ground truth the confidence stands alone.
-        tolerance: Label change at which finetuning stops, drawn as a dashed line.
-    """
-    phases = dict.fromkeys(str(row["phase"]) for row in rows if row.get("phase"))
-    columns = dict.fromkeys(column for row in rows for column in row)
-    scores = {name: f"cluster/{c}" for name, c in SCORES.items()}
-    confidence = {"confidence": "cluster/confidence"}
-    change = {"label change": "cluster/label_change"}
-    wanted = []
-    for phase in phases:
-        terms = {c.split("/", 1)[1]: c for c in columns if c.startswith(f"{phase}/")}
-        wanted.append((phase, "loss", terms))
-    for phase in phases:
-        if _lines(rows, phase, scores):
-            wanted.append((phase, "scores", scores | confidence))
-        else:
-            wanted.append((phase, "confidence", confidence))
-        wanted.append((phase, "label change", change))
-    panels = [(p, kind, lines) for p, kind, names in wanted if (lines := _lines(rows, p, names))]
-    # The common names first, so that they have the same colours in the figures of all models.
-    names = ["reconstruction", "clustering", *SCORES, "label change"]
-    names += [n for _, _, lines in panels for n in lines if n not in BEHIND]
-    colours = dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
-    size = math.ceil(len(panels) / 2) or 1, min(2, len(panels)) or 1
-    figure, grid = _panels(*size, 4.2, 3, "" if panels else "Nothing recorded yet")
-    for axes, (phase, kind, lines) in zip(grid.flat, panels, strict=False):
-        for name, points in lines.items():
-            colour, width, layer = ("0.8", 4, 2) if name in BEHIND else (colours[name], 1.5, 3)
-            marker = "o" if len(points) == 1 else ""  # a line through one point is invisible
-            axes.plot(*points.T, marker=marker, color=colour, lw=width, zorder=layer, label=name)
-        _value_axis(axes, kind, lines, tolerance)
-        n_columns = 5 if kind == "scores" else 3
-        pad = 8 + 13 * math.ceil(len(lines) / n_columns)
-        axes.set_title(f"{phase}: {kind}", loc="left", pad=pad)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=n_columns)
-        axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-        axes.tick_params(labelsize=8)  # ticks are made when drawn, outside the style
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    return figure
-
-
-def _lines(rows: Sequence[Row], phase: str, columns: Mapping[str, str]) -> Lines:
-    """Return the finite points of those columns that have any in this phase."""
-    mine = [row for row in rows if row.get("phase") == phase]
-    lines: Lines = {}
-    for name, column in columns.items():
-        points = np.array([(_number(row.get("step")), _number(row.get(column))) for row in mine])
-        points = points[np.isfinite(points).all(axis=1)]
-        if len(points):
-            lines[name] = points
-    return lines
-
-
-def _number(cell: float | str | None) -> float:
-    return math.nan if cell is None or cell == "" else float(cell)
-
-
-def _value_axis(axes: Axes, kind: str, lines: Lines, tolerance: float | None) -> None:
-    values = np.concatenate(list(lines.values()))[:, 1]
-    if kind == "loss":
-        axes.set_yscale("log" if 0 < 10 * values.min() < values.max() else "linear")
-        axes.set_ylabel("loss")
-    elif kind in ("scores", "confidence"):
-        # Whole tenths, so that small differences show and the range is read at a glance.
-        top = math.ceil(10 * values.max()) / 10
-        axes.set_ylim(min(math.floor(10 * values.min()) / 10, top - 0.1), top)
-        axes.set_ylabel("score" if kind == "scores" else "mean of the largest q")
-    else:
-        if tolerance:
-            axes.axhline(tolerance, color="0.3", ls="--", label=f"tolerance {100 * tolerance:g}%")
-        positive = [v for v in (*values, tolerance or 0) if v > 0] or [1e-3]
-        # Logarithmic down to the last decade that occurs, and linear from there to zero.
-        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
-        axes.set_yscale("symlog", linthresh=10.0**low, linscale=0.3)
-        axes.set_ylim(-0.2 * 10.0**low, 10.0 ** max(high, low + 1))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-        axes.set_ylabel("samples that changed cluster")
-
-
-@_style
+@style
 def reconstructions(x: Tensor, x_hat: Tensor, n: int = 10) -> Figure:
     """Draw the first n inputs ``(N, C, H, W)`` above their reconstructions, ten pairs a row."""
     x, x_hat = as_float(x[:n].detach().cpu()), as_float(x_hat[:n].detach().cpu())
     error = float((x - x_hat).square().mean())
     n_columns, ratio = min(10, len(x)), x.shape[2] / x.shape[3]
     title = f"Reconstructions of {len(x)} samples, mean squared error {error:.4f}"
-    figure, grid = _panels(2 * math.ceil(len(x) / 10), n_columns, 0.85, 0.82 * ratio, title)
+    figure, grid = panel_grid(2 * math.ceil(len(x) / 10), n_columns, 0.85, 0.82 * ratio, title)
     for i, pair in enumerate(zip(x, x_hat, strict=True)):
         for j, image in enumerate(pair):
             grid[2 * (i // 10) + j, i % 10].imshow(_rgb(image))
@@ -164,12 +65,12 @@ def reconstructions(x: Tensor, x_hat: Tensor, n: int = 10) -> Figure:
     return figure
 
 
-@_style
+@style
 def decoded_centers(images: Tensor, sizes: Tensor) -> Figure:
     """Draw the decoded center ``(K, C, H, W)`` of each cluster, with its number and size."""
     n_rows, n_columns = math.ceil(len(images) / 10), min(10, len(images))
     height = 0.9 * images.shape[2] / images.shape[3] + 0.38
-    figure, grid = _panels(n_rows, n_columns, 0.95, height, "Decoded cluster centers")
+    figure, grid = panel_grid(n_rows, n_columns, 0.95, height, "Decoded cluster centers")
     for k, image in enumerate(images):
         grid.flat[k].imshow(_rgb(image))
         grid.flat[k].set_title(_caption(k, int(sizes[k])), fontsize=7.5)
@@ -177,7 +78,7 @@ def decoded_centers(images: Tensor, sizes: Tensor) -> Figure:
     return figure
 
 
-@_style
+@style
 def extreme_samples(x: Tensor, z: Tensor, centers: Tensor, labels: Tensor, n: int = 10) -> Figure:
     """Draw the members of each cluster that are nearest to its center and farthest from it.
 
@@ -195,7 +96,7 @@ def extreme_samples(x: Tensor, z: Tensor, centers: Tensor, labels: Tensor, n: in
     height, width = x.shape[2:]
     step = width + max(1, width // 14)
     title = "Members of each cluster by their distance to its center"
-    figure, grid = _panels(len(centers), 2, 0.42 * n, 0.42 * height / width + 0.1, title)
+    figure, grid = panel_grid(len(centers), 2, 0.42 * n, 0.42 * height / width + 0.1, title)
     captions = []
     for k, sides in enumerate(grid):
         members = torch.nonzero(labels == k).flatten()
@@ -221,7 +122,7 @@ def tsne(z: Tensor, seed: int = 0) -> Tensor:
     return torch.as_tensor(model.fit_transform(z.detach().cpu().float().numpy()))
 
 
-@_style
+@style
 def tsne_panels(
     before: Tensor | None,
     after: Tensor,
@@ -254,7 +155,7 @@ def tsne_panels(
     rows = [("after finetuning, ", after)]
     rows = [("", after)] if before is None else [("before finetuning, ", before), *rows]
     title = f"t-SNE of {len(after):,} embeddings"
-    figure, grid = _panels(len(rows), len(columns), 4.2, 4.1, title)
+    figure, grid = panel_grid(len(rows), len(columns), 4.2, 4.1, title)
     for panels, (when, z) in zip(grid, rows, strict=True):
         points = tsne(z, seed).numpy()
         for axes, (what, groups, colours) in zip(panels, columns, strict=True):
@@ -304,7 +205,7 @@ def _spread(places: NDArray[Any], distance: float) -> NDArray[Any]:
     return places
 
 
-@_style
+@style
 def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure:
     """Draw a contingency table with matched clusters on the diagonal and the others at the right.
 
@@ -326,7 +227,7 @@ def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure
     cell, font = (0.45, 8) if few else (0.2, 6.5)
     title = f"Matched clusters: ACC {accuracy(table):.1%} of {int(table.sum()):,} samples"
     width = cell * len(clusters) + 0.06 * max(map(len, names)) + 1.2
-    figure, grid = _panels(1, 1, width, cell * len(classes) + 0.5, title)
+    figure, grid = panel_grid(1, 1, width, cell * len(classes) + 0.5, title)
     axes = grid[0, 0]
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(clusters)), clusters, fontsize=font)
@@ -342,7 +243,7 @@ def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure
     return figure
 
 
-def _panels(
+def panel_grid(
     n_rows: int, n_columns: int, width: float, height: float, title: str = ""
 ) -> tuple[Figure, NDArray[Any]]:
     """Return a figure of panels of this size in inches, never too narrow for its title."""

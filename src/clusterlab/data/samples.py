@@ -53,6 +53,19 @@ class Samples:
         _, c, h, w = self.x.shape
         return c, h, w
 
+    def unit_scale(self) -> float:
+        """Return the factor that brings the mean square of a pixel to 1; 1 for black images.
+
+        Example:
+            >>> Samples("two", torch.tensor([[[[0.5]]], [[[0.5]]]])).unit_scale()
+            2.0
+        """
+        # A thousand images at a time: the whole set as numbers takes four times its memory.
+        total = 0.0
+        for i in range(0, len(self), 1000):
+            total += float(as_float(self.x[i : i + 1000]).double().square().sum())
+        return (total / self.x.numel()) ** -0.5 if total else 1.0
+
     @property
     def n_classes(self) -> int | None:
         """Return the number of classes, ``None`` without labels."""

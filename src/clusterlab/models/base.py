@@ -1,6 +1,5 @@
 """What every deep clustering model shares: phases, centers, and the sum of an objective's terms."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,25 +8,30 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clusterlab.assignment import soft_assignment
-from clusterlab.data.datamodule import Batch, ClusterData
+from clusterlab.assignment import soft_assignment, target_distribution
+from clusterlab.centers import kmeans
+from clusterlab.data.datamodule import Batch, Batches, ClusterData, InOrder
+from clusterlab.data.samples import Samples
 from clusterlab.distributed import embed, interleave
 from clusterlab.errors import problem
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
 
 
-class DeepClustering(LightningModule, ABC):
+class DeepClustering(LightningModule):
     """Train an autoencoder and K cluster centers, one ``Trainer.fit`` per phase.
 
     A phase named ``finetune`` minimises the sum of the terms that ``finetune_loss`` returns. What
-    happens every T steps is a callback's; a paper's file states objectives and nothing else.
+    happens every T steps is a callback's; a paper's file states what it does differently from the
+    defaults here, which are those of most papers: plain reconstruction first, then k-means, then
+    a sharpened soft assignment as the target.
 
     Args:
         network: The autoencoder.
         n_clusters: K.
-        seed: Seed of everything random in training: each epoch starts from (seed, phase, epoch,
-            rank), which makes a resumed epoch the epoch it would have been.
+        seed: Seed of k-means and of everything random in training: each epoch starts from (seed,
+            phase, epoch, rank), which makes a resumed epoch the epoch it would have been.
+        n_init: Starts of k-means; the best counts.
         finetune_decoder: Whether the finetune objective needs the decoder. If not it is frozen,
             since DDP does not accept parameters without a gradient.
 
@@ -39,12 +43,18 @@ class DeepClustering(LightningModule, ABC):
     """
 
     def __init__(
-        self, network: Autoencoder, n_clusters: int, seed: int, finetune_decoder: bool = True
+        self,
+        network: Autoencoder,
+        n_clusters: int,
+        seed: int,
+        n_init: int = 20,
+        finetune_decoder: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
         self.centers = nn.Parameter(torch.zeros(n_clusters, network.embedding_dim))
         self.seed = seed
+        self.n_init = n_init
         self.finetune_decoder = finetune_decoder
         self.phase = "pretrain"
         self.optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] = torch.optim.Adam
@@ -54,31 +64,29 @@ class DeepClustering(LightningModule, ABC):
         self._samples = 0
         self._terms: list[str] = []
 
-    # The paper's part
+    # The paper's part, with the choice most papers make
 
     @property
-    @abstractmethod
     def pretrain_objective(self) -> dict[str, Any]:
         """Say what the pretrain loss depends on besides network, optimizer, data and seed.
 
         Models with equal answers share pretrained weights.
         """
+        return {"reconstruction": "mse"}
 
-    @abstractmethod
     def pretrain_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of the pretrain objective; the loss is their sum."""
+        _, x_hat = self.network(batch["x"])  # (B, d), (B, C, H, W)
+        return {"reconstruction": self.network.reconstruction_loss(batch["x"], x_hat)}
 
-    @abstractmethod
-    def finetune_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted terms of the finetune objective; the loss is their sum."""
-
-    @abstractmethod
     def initial_centers(self, z: Tensor) -> Tensor:
         """Return centers, shape ``(K, d)``, from the whole embedding, shape ``(N, d)``."""
+        centers, _ = kmeans(z, len(self.centers), self.seed, self.n_init)
+        return centers
 
-    @abstractmethod
     def refresh_target(self, q: Tensor) -> Tensor:
         """Return the target distribution from the whole soft assignment, both ``(N, K)``."""
+        return target_distribution(q)
 
     # Using a trained model
 
@@ -90,8 +98,21 @@ class DeepClustering(LightningModule, ABC):
         """Return the soft assignment of images ``(B, C, H, W)``, shape ``(B, K)``."""
         return self.assign(self.network.encode(x))
 
+    @property
+    def inductive(self) -> bool:
+        """Whether the clusters lie in the network's embedding.
+
+        Only then can new samples be labelled and cluster centers decoded.
+        """
+        return self.centers.shape[1] == self.network.embedding_dim
+
+    def embed_samples(self, samples: Samples, device: torch.device) -> Tensor:
+        """Embed a data set on one device, outside training; shape ``(N, d)``."""
+        batches = Batches(samples.x, InOrder(len(samples), ClusterData.encode_batch_size))
+        return embed(self.to(device).network, batches, device)
+
     def embed_dataset(self) -> Tensor:
-        """Embed the whole data set in order; ``(N, d)``, the same bits on every rank."""
+        """Embed the training's data set in order; ``(N, d)``, the same bits on every rank."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ClusterData)
         z = embed(self.network, data.ordered_dataloader(), self.device)

@@ -1,13 +1,10 @@
 """DCEC, and with other networks and weights DEC, IDEC and DEC-conv."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
-from clusterlab.assignment import soft_assignment, target_distribution
-from clusterlab.centers import kmeans
+from clusterlab.assignment import soft_assignment
 from clusterlab.data.datamodule import Batch
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
@@ -48,21 +45,10 @@ class DCEC(DeepClustering):
         seed: int,
         n_init: int = 20,
     ) -> None:
-        super().__init__(network, n_clusters, seed, finetune_decoder=reconstruction > 0)
+        super().__init__(network, n_clusters, seed, n_init, finetune_decoder=reconstruction > 0)
         self.divergence = divergence
         self.gamma = gamma
         self.reconstruction = reconstruction
-        self.n_init = n_init
-
-    @property
-    def pretrain_objective(self) -> dict[str, Any]:
-        """Plain reconstruction: shared by all methods that start from this autoencoder."""
-        return {"reconstruction": "mse"}
-
-    def pretrain_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return L_r, eq. (4)."""
-        _, x_hat = self.network(batch["x"])  # (B, d), (B, C, H, W)
-        return {"reconstruction": mse_loss(x_hat, batch["x"])}
 
     def finetune_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return L_r and gamma L_c, eq. (5)."""
@@ -73,14 +59,6 @@ class DCEC(DeepClustering):
         terms = {"clustering": self.gamma * self.divergence(q, p)}  # eq. (7)
         if self.reconstruction > 0:
             x_hat = self.network.decode(z)  # (B, C, H, W)
-            terms["reconstruction"] = self.reconstruction * mse_loss(x_hat, batch["x"])
+            loss = self.network.reconstruction_loss(batch["x"], x_hat)  # eq. (4)
+            terms["reconstruction"] = self.reconstruction * loss
         return terms
-
-    def initial_centers(self, z: Tensor) -> Tensor:
-        """Run k-means on the pretrained embedding, section 3.4."""
-        centers, _ = kmeans(z, len(self.centers), self.seed, self.n_init)
-        return centers
-
-    def refresh_target(self, q: Tensor) -> Tensor:
-        """Sharpen q over the whole data set, eq. (8)."""
-        return target_distribution(q)

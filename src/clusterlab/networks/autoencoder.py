@@ -1,6 +1,7 @@
 """What every model asks of a network."""
 
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 
 class Autoencoder(nn.Module):
@@ -10,23 +11,31 @@ class Autoencoder(nn.Module):
         encoder: Maps ``x`` of shape ``(B, *input)`` to ``z`` of shape ``(B, d)``.
         decoder: Maps ``z`` back to the shape of ``x``.
         embedding_dim: d.
+        scale: Factor between the images and what the network sees: it encodes ``scale * x``.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, embedding_dim: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, embedding_dim: int, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.embedding_dim = embedding_dim
+        self.scale = scale
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding ``z``, shape ``(B, d)``."""
-        z: Tensor = self.encoder(x)
+        z: Tensor = self.encoder(x if self.scale == 1 else self.scale * x)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the reconstruction ``x_hat``, shaped like the input."""
         x_hat: Tensor = self.decoder(z)
-        return x_hat
+        return x_hat if self.scale == 1 else x_hat / self.scale
+
+    def reconstruction_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Return the mean squared error over images and pixels, in the network's own scale."""
+        return self.scale**2 * mse_loss(x_hat, x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(z, x_hat)``."""

@@ -17,10 +17,15 @@ class MLPAutoencoder(Autoencoder):
 
     Weights are Glorot-uniform with zero biases, Keras' defaults and those of the DCEC network.
 
+    DEC scales each data set so that the mean square of a pixel is 1, and its weights are only
+    trained far enough like this: with pixels in [0, 1], 400 epochs of SGD at 0.01 leave SAE +
+    k-means on USPS at an ACC of 0.41.
+
     Args:
         image_shape: ``(C, H, W)``; d is their product.
         embedding_dim: Width of the embedding; the paper takes 10.
         hidden: Widths between input and embedding.
+        scale: Factor between the images and what the network sees.
 
     Example:
         >>> import torch
@@ -34,6 +39,7 @@ class MLPAutoencoder(Autoencoder):
         image_shape: Sequence[int],
         embedding_dim: int,
         hidden: Sequence[int] = (500, 500, 2000),
+        scale: float = 1.0,
     ) -> None:
         widths = [math.prod(image_shape), *hidden, embedding_dim]
         encoder: list[nn.Module] = [nn.Flatten()]
@@ -41,8 +47,9 @@ class MLPAutoencoder(Autoencoder):
         for i in range(len(widths) - 1):
             encoder += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
             decoder += [nn.Linear(widths[-1 - i], widths[-2 - i]), nn.ReLU()]
-        decoder[-1] = nn.Unflatten(1, tuple(image_shape))  # the output is linear, and so is z
-        super().__init__(nn.Sequential(*encoder[:-1]), nn.Sequential(*decoder), embedding_dim)
+        decoder[-1] = nn.Unflatten(1, tuple(image_shape))  # in place of a ReLU
+        encoder.pop()
+        super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim, scale)
         self.apply(glorot_)
 
 

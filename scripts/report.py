@@ -1,0 +1,56 @@
+"""Tables of runs next to the published numbers: ``scripts/report.py runs``, or ``results``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clusterlab.curves import over_setting
+from clusterlab.errors import UserError
+from clusterlab.report import FORMATS, SHORT, lines, render, sweeps
+from clusterlab.results import find, read_records
+from clusterlab.viz import save
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published.csv"
+ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
+
+
+def main() -> None:
+    """Print the table of some runs; with --out write it in all formats, and draw what was swept."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "places", type=Path, nargs="+", help="run folders, folders of runs, or CSVs of records"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed")
+    parser.add_argument("--missing", action="store_true", help="also list what nobody ran")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
+    )
+    arguments = parser.parse_args()
+    try:
+        found = find(*arguments.places)
+        table = lines(found.rows, read_records(PUBLISHED), arguments.missing)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(render(table, found.left_out, arguments.format), end="")
+    if arguments.format == "csv":  # the notes have no place in it
+        print(*found.left_out, sep="\n", file=sys.stderr, end="")
+    if arguments.out is None:
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, ending in ENDINGS.items():
+        (arguments.out / f"table.{ending}").write_text(render(table, found.left_out, name))
+    for setting, curves in sweeps(table).items():
+        points = {
+            curve: [
+                (value, {SHORT[n]: score for n in SHORT if (score := line.ours(n))})
+                for value, line in swept
+            ]
+            for curve, swept in curves.items()
+        }
+        save(over_setting(setting, points), arguments.out / f"{setting}.png")
+    print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

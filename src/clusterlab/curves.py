@@ -1,0 +1,155 @@
+"""Curves: a run's losses and scores over its steps, and final scores over a swept setting."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from clusterlab.viz import PALETTE, panel_grid, style
+
+SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
+BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
+
+Row = Mapping[str, float | str | None]
+# A value of a setting, and by score its mean and deviation in percent.
+Point = tuple[float, Mapping[str, tuple[float, float | None]]]
+Lines = dict[str, NDArray[np.float64]]  # by name: steps and values, shape (n, 2)
+
+
+@style
+def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figure:
+    """Draw loss terms, scores and label change against the optimizer steps of each phase.
+
+    Missing, ``None`` and non-finite values are left out, and so are panels without a value.
+
+    Args:
+        rows: Rows of a ``metrics.csv``: "phase", "step", "<phase>/<term>" once an epoch and
+            "cluster/<score>" once a refresh. Without ground truth the confidence stands alone.
+        tolerance: Label change at which finetuning stops, drawn as a dashed line.
+    """
+    phases = dict.fromkeys(str(row["phase"]) for row in rows if row.get("phase"))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    scores = {name: f"cluster/{c}" for name, c in SCORES.items()}
+    confidence = {"confidence": "cluster/confidence"}
+    change = {"label change": "cluster/label_change"}
+    wanted = []
+    for phase in phases:
+        terms = {c.split("/", 1)[1]: c for c in columns if c.startswith(f"{phase}/")}
+        wanted.append((phase, "loss", terms))
+    for phase in phases:
+        if _lines(rows, phase, scores):
+            wanted.append((phase, "scores", scores | confidence))
+        else:
+            wanted.append((phase, "confidence", confidence))
+        wanted.append((phase, "label change", change))
+    panels = [(p, kind, lines) for p, kind, names in wanted if (lines := _lines(rows, p, names))]
+    # The common names first, so that they have the same colours in the figures of all models.
+    names = ["reconstruction", "clustering", *SCORES, "label change"]
+    names += [n for _, _, lines in panels for n in lines if n not in BEHIND]
+    colours = dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
+    size = math.ceil(len(panels) / 2) or 1, min(2, len(panels)) or 1
+    figure, grid = panel_grid(*size, 4.2, 3, "" if panels else "Nothing recorded yet")
+    for axes, (phase, kind, lines) in zip(grid.flat, panels, strict=False):
+        for name, points in lines.items():
+            colour, width, layer = ("0.8", 4, 2) if name in BEHIND else (colours[name], 1.5, 3)
+            marker = "o" if len(points) == 1 else ""  # a line through one point is invisible
+            axes.plot(*points.T, marker=marker, color=colour, lw=width, zorder=layer, label=name)
+        _value_axis(axes, kind, lines, tolerance)
+        n_columns = 5 if kind == "scores" else 3
+        pad = 8 + 13 * math.ceil(len(lines) / n_columns)
+        axes.set_title(f"{phase}: {kind}", loc="left", pad=pad)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=n_columns)
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.tick_params(labelsize=8)  # ticks are made when drawn, outside the style
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    return figure
+
+
+def _lines(rows: Sequence[Row], phase: str, columns: Mapping[str, str]) -> Lines:
+    """Return the finite points of those columns that have any in this phase."""
+    mine = [row for row in rows if row.get("phase") == phase]
+    lines: Lines = {}
+    for name, column in columns.items():
+        points = np.array([(_number(row.get("step")), _number(row.get(column))) for row in mine])
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            lines[name] = points
+    return lines
+
+
+def _number(cell: float | str | None) -> float:
+    return math.nan if cell is None or cell == "" else float(cell)
+
+
+def _value_axis(axes: Axes, kind: str, lines: Lines, tolerance: float | None) -> None:
+    values = np.concatenate(list(lines.values()))[:, 1]
+    if kind == "loss":
+        axes.set_yscale("log" if 0 < 10 * values.min() < values.max() else "linear")
+        axes.set_ylabel("loss")
+    elif kind in ("scores", "confidence"):
+        # Whole tenths, so that small differences show and the range is read at a glance.
+        top = math.ceil(10 * values.max()) / 10
+        axes.set_ylim(min(math.floor(10 * values.min()) / 10, top - 0.1), top)
+        axes.set_ylabel("score" if kind == "scores" else "mean of the largest q")
+    else:
+        if tolerance:
+            axes.axhline(tolerance, color="0.3", ls="--", label=f"tolerance {100 * tolerance:g}%")
+        positive = [v for v in (*values, tolerance or 0) if v > 0] or [1e-3]
+        # Logarithmic down to the last decade that occurs, and linear from there to zero.
+        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+        axes.set_yscale("symlog", linthresh=10.0**low, linscale=0.3)
+        axes.set_ylim(-0.2 * 10.0**low, 10.0 ** max(high, low + 1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.set_ylabel("samples that changed cluster")
+
+
+@style
+def over_setting(
+    setting: str,
+    curves: Mapping[str, Sequence[tuple[float, Mapping[str, tuple[float, float | None]]]]],
+) -> Figure:
+    """Draw final scores against the values of a swept setting, a panel for each score.
+
+    A band spans one standard deviation over seeds to either side of the mean; without one there
+    was a single seed.
+
+    Args:
+        setting: Its name, such as ``loss.gamma``.
+        curves: By name, each curve's points in ascending order.
+    """
+    names = list(dict.fromkeys(n for points in curves.values() for _, s in points for n in s))
+    size = math.ceil(len(names) / 2) or 1, min(2, len(names)) or 1
+    figure, grid = panel_grid(*size, 4.2, 3, "" if names else "Runs without labels")
+    values = sorted({x for points in curves.values() for x, _ in points})
+    wide = values[0] > 0 and values[-1] / values[0] > 20
+    for axes, name in zip(grid.flat, names, strict=False):
+        for (curve, points), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+            known = [(x, *scores[name]) for x, scores in points if name in scores]
+            x, y = [p[0] for p in known], np.array([p[1] for p in known])
+            spread = np.array([p[2] or 0 for p in known])
+            axes.plot(x, y, marker="o", ms=4, color=colour, label=curve)
+            axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
+        if wide:
+            axes.set_xscale("log")
+        if len(values) <= 8:
+            axes.set_xticks(values, [f"{x:g}" for x in values])
+            axes.minorticks_off()
+        axes.set(xlabel=setting, ylabel=f"{name}, %")
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    if names:
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure

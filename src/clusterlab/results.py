@@ -1,0 +1,134 @@
+"""Records of runs: read from their folders, kept as one row a run in ``results/<table>.csv``."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from clusterlab.errors import problem
+from clusterlab.files import csv_text, settings_digest, write_atomically
+from clusterlab.folders import settings_of
+
+Row = dict[str, str]
+
+# What makes two runs the same run; the newer record replaces the older.
+IDENTITY = ("model", "data", "seed", "settings_sha256", "data_sha256", "device", "commit")
+CONFIG = "config."  # before the name of a setting
+
+
+@dataclass
+class Found:
+    """What was found in some places: one row for each finished run, one line for each other.
+
+    A run that is there twice counts once; the other is named in ``left_out``.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, row: Row, where: Path) -> None:
+        """Take a row, unless the same run is there already."""
+        identity = [row[name] for name in IDENTITY]
+        for other in self.rows:
+            if [other[name] for name in IDENTITY] == identity:
+                same = other["accuracy"] == row["accuracy"] and other["nmi"] == row["nmi"]
+                result = "with the same scores" if same else "with OTHER scores"
+                run = f"{row['model']} on {row['data']}, seed {row['seed']}"
+                self.left_out.append(f"duplicate, {result}: {run}, in {where}")
+                return
+        self.rows.append(row)
+
+
+def scalars(record: dict[str, Any], prefix: str = "") -> Row:
+    """Flatten a record; the four scores and the seconds get their bare names, lists are left out.
+
+    Example:
+        >>> scalars({"metrics": {"nmi": 0.5}, "phases": {"finetune": {"steps": 3}}})
+        {'nmi': '0.5', 'phases.finetune.steps': '3'}
+    """
+    flat: Row = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= scalars(value, "" if name == "metrics" else f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            flat[prefix + name] = "" if value is None else str(value)
+    return flat
+
+
+def settings_row(settings: Any, name: str = CONFIG) -> Row:
+    """Flatten settings, lists included, into the columns ``config.<name>``.
+
+    Example:
+        >>> settings_row({"loss": {"gamma": 0.1}, "filters": [32, 64]})
+        {'config.loss.gamma': '0.1', 'config.filters': '[32, 64]'}
+    """
+    if not isinstance(settings, dict):
+        return {name.rstrip("."): "" if settings is None else str(settings)}
+    flat: Row = {}
+    for key, value in settings.items():
+        if key != "_partial_":
+            flat |= settings_row(value, f"{name}{key}.")
+    return flat
+
+
+def read_run(path: Path) -> Row:
+    """Turn a ``result.json`` into a row: its scalars, and the settings that decided it."""
+    record = json.loads(path.read_text())
+    # Again from the config: what counts as a setting may have changed since the run.
+    settings = settings_of(OmegaConf.create(record.pop("config")))
+    record["settings_sha256"] = settings_digest(settings)
+    return scalars(record) | settings_row(settings)
+
+
+def find(*places: Path) -> Found:
+    """Read every run in run folders, in folders of them, and in tables of records.
+
+    Args:
+        places: Run folders, folders with runs somewhere below, ``.csv`` files, or folders of
+            those.
+
+    Raises:
+        UserError: If a place does not exist, or holds neither runs nor records.
+    """
+    found = Found()
+    for place in places:
+        before = len(found.rows) + len(found.left_out)
+        if not place.exists():
+            raise problem("runs or records", f"no {place}", "give a folder of runs or a CSV")
+        tables = [place] if place.is_file() else sorted(place.glob("*.csv"))
+        runs = [] if place.is_file() else sorted(place.rglob("settings.json"))
+        for table in tables if not runs else []:
+            for row in read_records(table):
+                if "settings_sha256" in row:  # not published.csv or benchmark.csv
+                    found.add(row, table)
+        for folder in (path.parent for path in runs):
+            result = folder / "result.json"
+            if not result.exists():
+                found.left_out.append(f"unfinished: {folder}")
+            elif error := json.loads(result.read_text()).get("error"):
+                found.left_out.append(f"failed: {folder}: {error}")
+            else:
+                found.add(read_run(result), folder)
+        if len(found.rows) + len(found.left_out) == before:
+            raise problem("runs or records", f"none in {place}", "give a folder of runs or a CSV")
+    return found
+
+
+def read_records(path: Path) -> list[Row]:
+    """Read a table of records; none if the file is not there yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merge(path: Path, rows: Iterable[Row]) -> list[Row]:
+    """Add records to a table on disk; a repeated run replaces its older record."""
+    table = {tuple(row[key] for key in IDENTITY): row for row in [*read_records(path), *rows]}
+    merged = sorted(table.values(), key=lambda row: (row["data"], row["model"], int(row["seed"])))
+    write_atomically(path, csv_text(merged).encode())
+    return merged
