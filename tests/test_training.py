@@ -25,7 +25,7 @@ from clusterlab.cli import config_folder
 from clusterlab.data.sources import digits
 from clusterlab.errors import UserError
 from clusterlab.loggers import read_csv
-from clusterlab.models import dcec as dcec_module
+from clusterlab.models import base as base_module
 from clusterlab.models.dcec import DCEC
 from clusterlab.training import run
 from conftest import FINISHED, LITTLE, composed
@@ -320,7 +320,7 @@ def test_two_seeds_share_nothing(
     compose: Compose, little_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     initial, order, centers, kmeans_seeds = [], [], [], []
-    pretrain_loss, kmeans = DCEC.pretrain_loss, dcec_module.kmeans
+    pretrain_loss, kmeans = DCEC.pretrain_loss, base_module.kmeans
 
     def spying_loss(self: DCEC, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.global_step == 0:
@@ -335,7 +335,7 @@ def test_two_seeds_share_nothing(
         return found
 
     monkeypatch.setattr(DCEC, "pretrain_loss", spying_loss)
-    monkeypatch.setattr(dcec_module, "kmeans", spying_kmeans)
+    monkeypatch.setattr(base_module, "kmeans", spying_kmeans)
     for seed in (0, 1):
         cfg = compose(*LITTLE, *QUICK, f"data.path={little_npz}", f"seed={seed}")
         cfg.run_dir = f"{cfg.run_dir}{seed}"

@@ -384,3 +384,16 @@ def test_no_global_state_is_left_behind():
     draw(curves.learning_curves(run_rows()))
     assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == settings
+
+
+def test_maps_side_by_side_show_the_same_samples_in_the_same_colours():
+    groups = torch.arange(30) % 3
+    z = torch.randn(30, 4) + 9 * groups[:, None]
+    figure = viz.tsne_side_by_side({"one": z, "other": -z}, groups, ["a", "b", "c"])
+    draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == ["one", "other"]
+    one, other = (axes.collections[0] for axes in figure.axes)
+    assert len(one.get_offsets()) == 30
+    assert np.array_equal(one.get_facecolors(), other.get_facecolors())
+    assert len(np.unique(one.get_facecolors(), axis=0)) == 3
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["0  a", "1  b", "2  c"]

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,38 @@ def tsne_panels(
         for axes, (what, groups, colours) in zip(panels, columns, strict=True):
             _scatter(axes, points, groups.numpy(), colours.numpy())
             axes.set_title(f"{when}by {what}")
-    if y is not None and class_names:
+    _explain(figure, class_names if y is not None else None)
+    return figure
+
+
+@style
+def tsne_side_by_side(
+    embeddings: Mapping[str, Tensor],
+    groups: Tensor,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
+    """Draw t-SNE maps of several embeddings of the same samples, in the same colours.
+
+    Args:
+        embeddings: By title, embeddings of shape ``(n, d)``.
+        groups: What the colours show, such as the class; shape ``(n,)``.
+        class_names: One name a class.
+        seed: Seed of t-SNE.
+    """
+    title = f"t-SNE of the same {len(groups):,} samples"
+    figure, grid = panel_grid(1, len(embeddings), 4.2, 4.1, title)
+    colours = torch.arange(int(groups.max()) + 1)
+    for axes, (name, z) in zip(grid[0], embeddings.items(), strict=True):
+        _scatter(axes, tsne(z, seed).numpy(), groups.numpy(), colours.numpy())
+        axes.set_title(name)
+    _explain(figure, class_names)
+    return figure
+
+
+def _explain(figure: Figure, class_names: Sequence[str] | None) -> None:
+    """Name the classes, where they have names, and say how to read a t-SNE map."""
+    if class_names:
         figure.set_figwidth(figure.get_figwidth() + 1.6)
         looks = [(PALETTE[k % 20], MARKERS[k // 20 % 4]) for k in range(len(class_names))]
         handles = [Line2D([], [], ls="", color=colour, marker=marker) for colour, marker in looks]
@@ -169,7 +200,6 @@ def tsne_panels(
         figure.legend(handles, names, loc="outside right center", title="class")
     note = "neighbourhoods have a meaning; sizes of groups and distances between them have none"
     figure.supxlabel(note, fontsize=7, color="0.4")
-    return figure
 
 
 def _scatter(

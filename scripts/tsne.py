@@ -1,0 +1,65 @@
+"""t-SNE maps of several runs side by side: ``scripts/tsne.py RUN RUN RUN``.
+
+Figure 3 of the DCEC paper is the maps of cae_kmeans, dec_conv and dcec on the same 1,000 samples.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from clusterlab.checks import build
+from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError, problem
+from clusterlab.viz import save, tsne_side_by_side
+
+
+def main() -> None:
+    """Draw the same samples in each run's embedding, coloured by class or by the last's cluster."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="finished run folders on the same data")
+    parser.add_argument("--out", type=Path, default=Path("tsne.png"))
+    parser.add_argument("--samples", type=int, default=1000, help="how many are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of their choice and of t-SNE")
+    arguments = parser.parse_args()
+    try:
+        draw(arguments.runs, arguments.out, arguments.samples, arguments.seed)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(arguments.out)
+
+
+def draw(runs: list[Path], out: Path, n_samples: int, seed: int) -> None:
+    """Read the embeddings that the runs left, and draw them."""
+    records = []
+    for run in runs:
+        if not (run / "assignments.npz").exists():
+            raise problem("a finished run", f"no assignments.npz in {run}", "train it to its end")
+        records.append(json.loads((run / "result.json").read_text()))
+    if len({record["data_sha256"] for record in records}) > 1:
+        names = ", ".join(record["data"] for record in records)
+        raise problem("runs on the same data", names, "give runs of one data set")
+    samples: Samples = build(OmegaConf.create(records[-1]["config"]["data"]["source"]))
+    generator = torch.Generator().manual_seed(seed)
+    shown = torch.randperm(len(samples), generator=generator)[:n_samples].sort().values
+
+    embeddings, labels = {}, torch.zeros(len(samples))
+    for run, record in zip(runs, records, strict=True):
+        with np.load(run / "assignments.npz") as stored:
+            z, labels = torch.from_numpy(stored["z"]), torch.from_numpy(stored["label"])
+        accuracy = record["metrics"]["accuracy"]
+        title = f"{record['model']} on {record['data']}, seed {record['seed']}"
+        title += "" if accuracy is None else f": ACC {accuracy:.1%}"
+        embeddings[title] = z[shown]
+    groups = labels if samples.y is None else samples.y
+    names = None if samples.y is None else samples.class_names
+    save(tsne_side_by_side(embeddings, groups[shown], names, seed), out)
+
+
+if __name__ == "__main__":
+    main()
