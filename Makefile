@@ -40,7 +40,7 @@ test-fast: setup  ## the tests that take seconds
 benchmark: setup  ## speed of the training loop against bare PyTorch, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py
 
-readme: setup  ## write the README's results table from results/
+readme: setup  ## write the README's tables from results/
 	$(BIN)/python scripts/readme.py
 
 clean:  ## remove the environment and caches; runs/ stays

@@ -58,12 +58,6 @@ class Line:
         """Mean minutes of a run, those of a reused pretraining included."""
         return mean(float(row["seconds"]) / 60 for row in self.rows) if self.rows else None
 
-    @property
-    def command(self) -> str:
-        """What makes the line's runs."""
-        experiment = f"-m experiment={self.published['table']} " if self.published else ""
-        return f"python train.py {experiment}model={self.method} data={self.data}"
-
 
 def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
     """Put runs that differ in their seed alone into one line each, beside the published number.
@@ -145,11 +139,8 @@ def short(name: str, value: str) -> str:
 
 def cells(line: Line) -> dict[str, str]:
     """Return the cells of a line by the head of their column, as text for people."""
-    row = {"data": line.data, "method": line.method}
-    if not line.rows:
-        return {**row, "runs": f"not run: {line.command}"}
+    row = {"data": line.data, "method": line.method, "seeds": str(len(line.rows) or "not run")}
     row["runs"] = ", ".join(f"{name}={value}" for name, value in line.different.items())
-    row["seeds"] = str(len(line.rows))
     for name in SCORES:
         ours, theirs = line.ours(name), line.theirs(name)
         if ours:
@@ -158,10 +149,10 @@ def cells(line: Line) -> dict[str, str]:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
             row[f"{SHORT[name]} diff"] = f"{ours[0] - theirs:+.1f}"
-    assert line.minutes is not None
-    row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
-    row["device"] = line.rows[0]["device"]
-    row["revision"] = short("commit", line.rows[0]["commit"])
+    if line.minutes is not None:
+        row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
+        row["device"] = line.rows[0]["device"]
+        row["revision"] = short("commit", line.rows[0]["commit"])
     return row
 
 
@@ -233,7 +224,17 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
         for line in table
         if line.published and line.published.get("published_as")
     )
-    return [" ".join([text, *other])]
+    missing: dict[tuple[str, str], list[str]] = {}
+    for line in table:
+        if line.published and not line.rows:
+            missing.setdefault((line.published["table"], line.data), []).append(line.method)
+    return [
+        " ".join([text, *other]),
+        *(
+            f"not run: python train.py -m experiment={name} data={data} model={','.join(methods)}"
+            for (name, data), methods in missing.items()
+        ),
+    ]
 
 
 def as_text(
