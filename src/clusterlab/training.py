@@ -22,7 +22,14 @@ from clusterlab.checks import build, check_phases, check_seed, number_of_cluster
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import is_rank_zero
-from clusterlab.files import locked, log_to, settings_digest, write_atomically, write_json
+from clusterlab.files import (
+    file_digest,
+    locked,
+    log_to,
+    settings_digest,
+    write_atomically,
+    write_json,
+)
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
@@ -164,8 +171,11 @@ def train_phases(
         The record of each phase, in order.
     """
     records: dict[str, Any] = {}
+    made_of: dict[str, Any] = {}
+    last = list(cfg.phases)[-1]
     for name, phase in cfg.phases.items():
         folder = PhaseFolder(run_dir / name)
+        made_of = ingredients(cfg, model, data, name, made_of)
         if folder.finished:
             folder.load(model, name)
             replay(folder.rows(), loggers)
@@ -174,10 +184,10 @@ def train_phases(
         if name == "pretrain" and cfg.init_from is not None:
             model.phase = name
             record = {"seconds": 0.0, "epochs": 0, "steps": 0, "stop_reason": "init_from"}
-        elif name == "pretrain" and cfg.pretrained_dir is not None:
-            record = share_pretraining(cfg, model, data, folder, loggers)
         elif not phase:
             record = place_centers(model, name, data.samples, device)
+        elif name != last and cfg.pretrained_dir is not None:
+            record = share(cfg, name, model, data, folder, made_of, loggers)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
         if is_rank_zero():
@@ -199,22 +209,26 @@ def place_centers(
     return {"seconds": seconds, "epochs": 0, "steps": 0, "stop_reason": "untrained"}
 
 
-def share_pretraining(
-    cfg: DictConfig,
-    model: DeepClustering,
-    data: ClusterData,
-    folder: PhaseFolder,
-    loggers: Sequence[Logger],
+def ingredients(
+    cfg: DictConfig, model: DeepClustering, data: ClusterData, name: str, before: dict[str, Any]
 ) -> dict[str, Any]:
-    """Take the pretrain phase from the store under its digest, or make it there.
+    """Say what decides the weights after a phase, as far as it is not the code.
 
-    A store entry is a phase folder like any other: made under a lock, resumed if it was killed,
-    finished once it has its record. Every run keeps a copy of its own.
+    Args:
+        cfg: The run's config.
+        model: The model.
+        data: The data.
+        name: The phase.
+        before: The same of the phase before; empty for the first.
     """
-    made_of = {
+    phase = OmegaConf.to_container(cfg.phases[name], resolve=True)
+    if before:
+        settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
+        return {"after": settings_digest(before), "model": settings, "phase": phase}
+    return {
         "network": OmegaConf.to_container(cfg.network, resolve=True),
         "objective": model.pretrain_objective,
-        "phase": OmegaConf.to_container(cfg.phases.pretrain, resolve=True),
+        "phase": phase,
         "data_sha256": data.samples.sha256,
         "batch_size": data.batch_size,
         "seed": cfg.seed,
@@ -222,22 +236,44 @@ def share_pretraining(
         "devices": cfg.trainer.devices,
         "precision": cfg.trainer.precision,
         "torch": torch.__version__,
+        **({} if cfg.init_from is None else {"init_from": file_digest(Path(cfg.init_from))}),
     }
+
+
+def share(
+    cfg: DictConfig,
+    name: str,
+    model: DeepClustering,
+    data: ClusterData,
+    folder: PhaseFolder,
+    made_of: dict[str, Any],
+    loggers: Sequence[Logger],
+) -> dict[str, Any]:
+    """Take a phase that others start from out of the store, or make it there.
+
+    A store entry is a phase folder like any other, under the digest of what it is made of: made
+    under a lock, resumed if it was killed, finished once it has its record. Every run keeps a copy
+    of its own.
+    """
     entry = PhaseFolder(Path(cfg.pretrained_dir) / settings_digest(made_of)[:16])
     if not is_rank_zero():
-        return fit(cfg, cfg.phases.pretrain, "pretrain", model, data, entry, loggers)
+        return fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
     entry.path.mkdir(parents=True, exist_ok=True)
-    with locked(entry.path, "pretraining the same autoencoder"):
+    with locked(entry.path, f"making the same {name} phase"):
         reused = entry.finished
         if reused:
-            log.info("Reusing the pretrained autoencoder in %s.", entry.path)
-            load_network(entry.weights, model)  # whichever model made it
-            model.phase = "pretrain"
-            entry.tidy()
+            what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
+            log.info("Reusing the %s in %s.", what, entry.path)
+            if name == "pretrain":  # whichever model made it
+                load_network(entry.weights, model)
+                model.phase = name
+                entry.tidy()
+            else:
+                entry.load(model, name)
             replay(entry.rows(), loggers)
         else:
             write_json(entry.path / "made_of.json", made_of)
-            record = fit(cfg, cfg.phases.pretrain, "pretrain", model, data, entry, loggers)
+            record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(entry.path / "metrics.csv", folder.path / "metrics.csv")
@@ -257,6 +293,8 @@ def fit(
     folder.path.mkdir(parents=True, exist_ok=True)
     model.phase = name
     model.optimizer = build(phase.optimizer)
+    data.augment = build(phase.augment) if "augment" in phase else None
+    data.subset = None
     checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval)
     callbacks = list(build(phase.callbacks).values())
     trainer: Trainer = build(

@@ -193,7 +193,7 @@ def test_the_phase_equals_algorithm_1_in_a_bare_loop(pretrained: DCEC, train: Tr
 
 
 def batches(epoch: int) -> list[Tensor]:
-    sampler = EpochShuffle(203, 64, seed=0)
+    sampler = EpochShuffle(torch.arange(203), 64, seed=0)
     sampler.set_epoch(epoch)
     return list(sampler)
 

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import Batches, ClusterData, EpochShuffle, InOrder
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.distributed import interleave
@@ -21,7 +22,7 @@ N = 203
 def shuffled(
     epoch: int = 0, seed: int = 0, batch_size: int = 60, rank: int = 0, world_size: int = 1
 ) -> list[list[int]]:
-    sampler = EpochShuffle(N, batch_size, seed, rank, world_size)
+    sampler = EpochShuffle(torch.arange(N), batch_size, seed, rank, world_size)
     sampler.set_epoch(epoch)
     assert len(sampler) == len(list(sampler))
     return [index.tolist() for index in sampler]
@@ -83,8 +84,10 @@ def test_ranks_share_the_batch_of_one_device(world_size: int):
 
 
 def test_a_last_batch_smaller_than_the_ranks():
-    shares = [list(EpochShuffle(61, 60, 0, rank, 3))[-1].tolist() for rank in range(3)]
-    order = torch.cat(list(EpochShuffle(61, 60, 0))).tolist()
+    shares = [
+        list(EpochShuffle(torch.arange(61), 60, 0, rank, 3))[-1].tolist() for rank in range(3)
+    ]
+    order = torch.cat(list(EpochShuffle(torch.arange(61), 60, 0))).tolist()
     assert shares == [[order[60]], [order[0]], [order[1]]]
 
 
@@ -185,3 +188,48 @@ def test_training_sees_each_sample_once_an_epoch_in_a_new_order(
     assert indices.epochs.keys() == {0, 1, 2}
     for epoch, batches in indices.epochs.items():
         assert [batch.tolist() for batch in batches] == shuffled(epoch)
+
+
+# Augmentation and subsets
+
+
+def epoch_of(
+    x: torch.Tensor, epoch: int = 0, indices: torch.Tensor | None = None, **ranks: int
+) -> dict[int, torch.Tensor]:
+    """Return each sample's augmented image of an epoch, by index."""
+    everyone = torch.arange(len(x)) if indices is None else indices
+    sampler = EpochShuffle(everyone, 30, 0, **ranks)
+    sampler.set_epoch(epoch)
+    batches = Batches(x, sampler, RandomAffine(degrees=30, translate=0.1))
+    return {
+        int(i): image
+        for batch in batches
+        for i, image in zip(batch["index"], batch["x"], strict=True)
+    }
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_sample(tiny: Samples) -> None:
+    """The same on one process and on two, and for a part of the samples; new in each epoch."""
+    one = epoch_of(tiny.x)
+    shared: dict[int, torch.Tensor] = {}
+    for rank in range(2):
+        shared |= epoch_of(tiny.x, rank=rank, world_size=2)
+    some = epoch_of(tiny.x, indices=torch.tensor([3, 77, 5]))
+    assert sorted(one) == sorted(shared) == list(range(203))
+    assert sorted(some) == [3, 5, 77]
+    for images in (shared, some):
+        for index, image in images.items():
+            assert torch.allclose(image, one[index], atol=1e-6)
+    later = epoch_of(tiny.x, epoch=1)
+    assert not any(torch.allclose(image, later[index]) for index, image in one.items())
+    assert not any(torch.allclose(image, tiny.x[index] / 16) for index, image in one.items())
+
+
+def test_full_passes_see_clean_images_and_all_of_them(tiny: Samples) -> None:
+    data = attached(ClusterData(tiny, 60, seed=0))
+    clean = torch.cat([batch["x"] for batch in data.ordered_dataloader()])
+    data.augment, data.subset = RandomAffine(degrees=30), torch.tensor([8, 2, 5])
+    assert torch.equal(torch.cat([batch["x"] for batch in data.ordered_dataloader()]), clean)
+    (batch,) = data.train_dataloader()
+    assert sorted(batch["index"].tolist()) == [2, 5, 8]
+    assert not torch.allclose(batch["x"], clean[batch["index"]])

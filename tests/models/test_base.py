@@ -55,7 +55,7 @@ def test_pretrain_equals_a_bare_loop(dcec: Make, train: Train, tiny: Samples, tm
 
     bare = dcec()
     optimizer = torch.optim.Adam(bare.network.parameters())
-    sampler, losses = EpochShuffle(203, 64, seed=0), []
+    sampler, losses = EpochShuffle(torch.arange(203), 64, seed=0), []
     for epoch in range(2):
         sampler.set_epoch(epoch)
         for index in sampler:

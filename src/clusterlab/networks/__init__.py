@@ -3,5 +3,13 @@
 from clusterlab.networks.autoencoder import Autoencoder
 from clusterlab.networks.conv import ConvAutoencoder
 from clusterlab.networks.mlp import MLPAutoencoder, Pixels
+from clusterlab.networks.pooled import Classifier, PooledAutoencoder
 
-__all__ = ["Autoencoder", "ConvAutoencoder", "MLPAutoencoder", "Pixels"]
+__all__ = [
+    "Autoencoder",
+    "Classifier",
+    "ConvAutoencoder",
+    "MLPAutoencoder",
+    "Pixels",
+    "PooledAutoencoder",
+]

@@ -43,12 +43,7 @@ class ConvAutoencoder(Autoencoder):
         filters: Sequence[int] = (32, 64, 128),
     ) -> None:
         channels, *size = image_shape
-        if min(size) < SMALLEST_SIDE:
-            raise problem(
-                f"images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels",
-                f"{size[0]}x{size[1]}",
-                "enlarge them first (data.size=32 for a folder)",
-            )
+        check_size(*size)
         height, width = (1 if side % 8 == 0 else 0 for side in size)
         kernels, paddings = (5, 5, 3), ((2, 2), (2, 2), (height, width))
         widths = [channels, *filters]
@@ -82,3 +77,17 @@ class ConvAutoencoder(Autoencoder):
 
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
         self.apply(glorot_)
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse images of which three convolutions of stride 2 leave nothing.
+
+    Raises:
+        UserError: If a side is shorter than 8.
+    """
+    if min(height, width) < SMALLEST_SIDE:
+        raise problem(
+            f"images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels",
+            f"{height}x{width}",
+            "enlarge them first (data.size=32 for a folder)",
+        )

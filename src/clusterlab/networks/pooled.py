@@ -1,0 +1,133 @@
+"""IDCEC's networks: a convolutional autoencoder that pools, and the classifier of module B."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from clusterlab.networks.autoencoder import Autoencoder, glorot_
+from clusterlab.networks.conv import check_size
+
+SLOPE = 0.01  # of LeakyReLU below zero; the paper does not say, this is PyTorch's
+
+
+class PooledAutoencoder(Autoencoder):
+    """Build the autoencoder of Fig. 2 of IDCEC for any image size.
+
+    Six convolutions of stride 1, LeakyReLU: three (5x5, 5x5, 3x3), each with a 2x2 max pooling,
+    then a linear embedding; the mirror up-samples to the size that the matching pooling saw, which
+    makes 28 -> 14 -> 7 -> 3 and back of any side. The last convolution is linear.
+
+    The paper gives the number of convolutions and nothing of their sizes; these are DCEC's.
+
+    Args:
+        image_shape: ``(C, H, W)``, sides of at least 8.
+        embedding_dim: Width of the embedding; the paper takes the number of clusters.
+        filters: Filters of the three convolutions.
+
+    Raises:
+        UserError: If a side is shorter than 8.
+
+    Example:
+        >>> import torch
+        >>> z, x_hat = PooledAutoencoder((3, 55, 55), embedding_dim=41)(torch.zeros(2, 3, 55, 55))
+        >>> z.shape, x_hat.shape
+        (torch.Size([2, 41]), torch.Size([2, 3, 55, 55]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        embedding_dim: int,
+        filters: Sequence[int] = (32, 64, 128),
+    ) -> None:
+        channels, height, width = image_shape
+        check_size(height, width)
+        widths, kernels = [channels, *filters], (5, 5, 3)
+        sizes = [(height >> i, width >> i) for i in range(4)]
+        flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
+        encoder: list[nn.Module] = []
+        decoder: list[nn.Module] = [
+            nn.Linear(embedding_dim, flat),
+            nn.LeakyReLU(SLOPE),
+            nn.Unflatten(1, (widths[-1], *sizes[-1])),
+        ]
+        for i, kernel in enumerate(kernels):
+            encoder += [
+                nn.Conv2d(widths[i], widths[i + 1], kernel, padding="same"),
+                nn.LeakyReLU(SLOPE),
+                nn.MaxPool2d(2),
+            ]
+        for i in reversed(range(3)):
+            decoder += [
+                UpTo(sizes[i]),
+                nn.Conv2d(widths[i + 1], widths[i], kernels[i], padding="same"),
+                nn.LeakyReLU(SLOPE),
+            ]
+        decoder.pop()  # pixels are linear
+        encoder += [nn.Flatten(), nn.Linear(flat, embedding_dim)]
+        super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
+        self.apply(glorot_)
+
+
+class UpTo(nn.Module):
+    """Enlarge images to a size by repeating pixels.
+
+    Args:
+        size: Height and width.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B, C, *size)``."""
+        return interpolate(x, size=self.size, mode="nearest")
+
+
+class Classifier(nn.Sequential):
+    """Build the CNN of module B of IDCEC, whose figure 4 is not in the text.
+
+    Two 3x3 convolutions (32 and 64 filters) with ReLU and 2x2 max pooling, a hidden layer of 128,
+    dropout 0.5 before the last linear layer, as the paper says.
+
+    Args:
+        image_shape: ``(C, H, W)``, sides of at least 8.
+        n_clusters: K.
+        filters: Filters of the two convolutions.
+        hidden: Width of the hidden layer.
+        dropout: Share of it that is dropped in training.
+
+    Raises:
+        UserError: If a side is shorter than 8.
+
+    Example:
+        >>> import torch
+        >>> Classifier((1, 16, 16), n_clusters=10)(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        n_clusters: int,
+        filters: Sequence[int] = (32, 64),
+        hidden: int = 128,
+        dropout: float = 0.5,
+    ) -> None:
+        channels, height, width = image_shape
+        check_size(height, width)
+        layers: list[nn.Module] = []
+        for before, after in zip((channels, *filters), filters, strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        shrunk = (height >> len(filters)) * (width >> len(filters))
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(filters[-1] * shrunk, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, n_clusters),
+        )
+        self.apply(glorot_)
