@@ -3,6 +3,7 @@
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 
 def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Tensor, Tensor]:
@@ -28,3 +29,58 @@ def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Ten
     result = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(z.detach().cpu().numpy())
     centers = torch.as_tensor(result.cluster_centers_, dtype=z.dtype, device=z.device)
     return centers, torch.as_tensor(result.labels_, dtype=torch.int64, device=z.device)
+
+
+def center_samples(z: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    r"""Find the sample of each cluster that is nearest to its center.
+
+    .. math:: \mathrm{center}_j = \arg\min_{i: s_i = j} \|z_i - \mu_j\|^2
+
+    Eq. (17) of IDCEC (Lu et al., 2022), there over all samples: over the cluster's own, each
+    cluster keeps one for certain.
+
+    Args:
+        z: Embeddings, shape ``(N, d)``.
+        labels: Hard assignment, shape ``(N,)``; no cluster may be empty.
+        centers: Cluster centers, shape ``(K, d)``.
+
+    Returns:
+        Indices, shape ``(K,)``, ``int64``.
+
+    Example:
+        >>> z = torch.tensor([[0.0], [1.0], [9.0], [8.0]])
+        >>> center_samples(z, torch.tensor([0, 0, 1, 1]), torch.tensor([[0.9], [8.4]]))
+        tensor([1, 3])
+    """
+    squared = (z - centers[labels]).square().sum(1)
+    own = labels == torch.arange(len(centers), device=z.device)[:, None]  # (K, N)
+    return squared.expand(len(centers), -1).masked_fill(~own, torch.inf).argmin(1)
+
+
+def reliable_samples(z: Tensor, labels: Tensor, centers: Tensor, threshold: float) -> Tensor:
+    r"""Tell which samples point in nearly the same direction as their cluster's center sample.
+
+    .. math:: \frac{z_i}{\|z_i\|} \cdot
+        \frac{\mathrm{center}_{s_i}}{\|\mathrm{center}_{s_i}\|} \ge \lambda
+
+    Eq. (16) of IDCEC (Lu et al., 2022), which divides by squared norms; its text speaks of
+    normalised features and of values up to 1, hence the cosine. Center samples are always in.
+
+    Args:
+        z: Embeddings, shape ``(N, d)``.
+        labels: Hard assignment, shape ``(N,)``.
+        centers: Cluster centers, shape ``(K, d)``.
+        threshold: lambda; -1 or less takes all samples, above 1 only the center samples.
+
+    Returns:
+        Shape ``(N,)``, ``bool``.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+        >>> labels, centers = torch.tensor([0, 0, 1]), torch.tensor([[1.0, 0.1], [0.0, 2.0]])
+        >>> reliable_samples(z, labels, centers, threshold=0.9)
+        tensor([ True, False,  True])
+    """
+    index = center_samples(z, labels, centers)
+    cosine = cosine_similarity(z, z[index][labels]).clamp(-1, 1)
+    return (cosine >= threshold).index_fill(0, index, True)

@@ -1,11 +1,12 @@
 """A pass over the whole data set that ends with the same tensor on every rank."""
 
+from collections.abc import Callable
+
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterlab.data.datamodule import Batches
-from clusterlab.networks import Autoencoder
 
 
 def is_rank_zero() -> bool:
@@ -16,18 +17,26 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def embed(network: Autoencoder, loader: Batches, device: torch.device) -> Tensor:
-    """Embed a loader's samples in the loader's order; shape ``(n, d)``, ``float32``, on ``device``.
+def full_pass(
+    function: Callable[[Tensor], Tensor], module: nn.Module, loader: Batches, device: torch.device
+) -> Tensor:
+    """Map a loader's samples in the loader's order; shape ``(n, d)``, ``float32``, on ``device``.
 
     Runs in evaluation mode, without gradients and outside autocast: q is made of squares of small
     differences, for which bf16 has too few digits.
+
+    Args:
+        function: From images ``(B, C, H, W)`` to ``(B, d)``, such as ``network.encode``.
+        module: What it is a part of, to be put into evaluation mode and back.
+        loader: The images.
+        device: Where the module is.
     """
-    training = network.training
-    network.eval()
+    training = module.training
+    module.eval()
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        z = torch.cat([network.encode(batch["x"].to(device)).float() for batch in loader])
-    network.train(training)
-    return z
+        rows = torch.cat([function(batch["x"].to(device)).float() for batch in loader])
+    module.train(training)
+    return rows
 
 
 def interleave(gathered: Tensor, n_samples: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The terms of the objectives, as pure functions of tensors that return a scalar."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
@@ -26,3 +26,24 @@ def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
     """
     p = p.detach()
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1).mean()
+
+
+def squared_weights(module: nn.Module) -> Tensor:
+    r"""Return half the squared norm of all weights and biases of a module.
+
+    .. math:: L_w = \frac12 \sum_l \|w^l\|_2^2 + \|b^l\|_2^2
+
+    Eq. (6) of IDCEC. The parameters are joined into one vector, so that it costs one copy and one
+    product however many layers there are.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = nn.init.constant_(layer.weight, 2.0), nn.init.constant_(layer.bias, 1.0)
+        >>> squared_weights(layer).item()
+        4.5
+    """
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    return vector.dot(vector) / 2

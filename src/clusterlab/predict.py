@@ -17,7 +17,7 @@ from clusterlab.data.datamodule import Batches, ClusterData, InOrder
 from clusterlab.data.images import IMAGE_SUFFIXES, decode, folder
 from clusterlab.data.samples import Samples
 from clusterlab.data.sources import as_images, npz
-from clusterlab.distributed import embed
+from clusterlab.distributed import full_pass
 from clusterlab.errors import UserError, problem
 from clusterlab.files import write_atomically
 from clusterlab.folders import PhaseFolder
@@ -63,8 +63,7 @@ class Predictor:
                 "bring them to what the run was trained on",
             )
         batches = Batches(images, InOrder(len(images), ClusterData.encode_batch_size))
-        with torch.no_grad():
-            q = self.model.assign(embed(self.model.network, batches, torch.device("cpu")))
+        q = full_pass(self.model, self.model, batches, torch.device("cpu"))
         return q.argmax(1).numpy(), q.numpy()
 
     def read(self, path: Path) -> Samples:

@@ -148,7 +148,7 @@ def cells(line: Line) -> dict[str, str]:
         if theirs is not None:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
-            row[f"{SHORT[name]} diff"] = f"{ours[0] - theirs:+.1f}"
+            row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.rows[0]["device"]

@@ -17,7 +17,13 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clusterlab import figures
-from clusterlab.callbacks import PhaseCheckpoint, Progress, StepLimit, TargetRefresh
+from clusterlab.callbacks import (
+    PhaseCheckpoint,
+    Progress,
+    SelfTraining,
+    StepLimit,
+    TargetRefresh,
+)
 from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples, digest
@@ -125,8 +131,7 @@ def train_and_evaluate(
     write_csv(run_dir / "metrics.csv", rows)
 
     z = model.embed_samples(samples, device)
-    with torch.no_grad():
-        q = model.assign(z).cpu()
+    q = model.assign_samples(samples, z).cpu()
     z = z.cpu()
     content = io.BytesIO()
     arrays: dict[str, Any] = {
@@ -315,9 +320,9 @@ def fit(
         "steps": trainer.global_step,
         "stop_reason": "max_steps" if trainer.global_step == phase.max_steps else "max_epochs",
     }
-    for refresh in callbacks:
-        if isinstance(refresh, TargetRefresh):
-            record |= refresh.record()
+    for callback in callbacks:
+        if isinstance(callback, TargetRefresh | SelfTraining):
+            record |= callback.record()
     if trainer.is_global_zero:
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])

@@ -12,7 +12,7 @@ from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.centers import kmeans
 from clusterlab.data.datamodule import Batch, Batches, ClusterData, InOrder
 from clusterlab.data.samples import Samples
-from clusterlab.distributed import embed, interleave
+from clusterlab.distributed import full_pass, interleave
 from clusterlab.errors import problem
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
@@ -109,16 +109,30 @@ class DeepClustering(LightningModule):
     def embed_samples(self, samples: Samples, device: torch.device) -> Tensor:
         """Embed a data set on one device, outside training; shape ``(N, d)``."""
         batches = Batches(samples.x, InOrder(len(samples), ClusterData.encode_batch_size))
-        return embed(self.to(device).network, batches, device)
+        return full_pass(self.network.encode, self.to(device).network, batches, device)
+
+    def assign_samples(self, samples: Samples, z: Tensor) -> Tensor:
+        """Return the soft assignment of a data set, shape ``(N, K)``.
+
+        Args:
+            samples: The data set, for models that label images rather than embeddings.
+            z: Its embedding, shape ``(N, d)``; on the device to work on.
+        """
+        with torch.no_grad():
+            return self.assign(z)
 
     def embed_dataset(self) -> Tensor:
         """Embed the training's data set in order; ``(N, d)``, the same bits on every rank."""
+        return self.over_dataset(self.network.encode, self.network)
+
+    def over_dataset(self, function: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
+        """Map the training's images in order; ``(N, d)``, the same bits on every rank."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ClusterData)
-        z = embed(self.network, data.ordered_dataloader(), self.device)
+        rows = full_pass(function, module, data.ordered_dataloader(), self.device)
         if self.trainer.world_size > 1:
-            z = interleave(self.all_gather(z), len(data.samples))  # type: ignore[arg-type]
-        return z
+            rows = interleave(self.all_gather(rows), len(data.samples))  # type: ignore[arg-type]
+        return rows
 
     # Lightning's part
 
