@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clusterlab.report import benchmark_table, fill, lines, render
-from clusterlab.results import read_records
+from clusterlab.results import find, read_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,9 +13,13 @@ def filled_readme() -> str:
     results = ROOT / "results"
     readme = (ROOT / "README.md").read_text()
     published = read_records(results / "published.csv")
+    rows = find(results).rows
     for name in dict.fromkeys(row["table"] for row in published):
+        if f"<!-- {name} -->" not in readme:
+            continue
         own = [row for row in published if row["table"] == name]
-        table = lines(read_records(results / f"{name}.csv"), own, missing=True)
+        cells = {(row["data"], row["model"]) for row in own}
+        table = lines([row for row in rows if (row["data"], row["model"]) in cells], own, True)
         readme = fill(readme, name, render(table, format="markdown"))
     return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from clusterlab.curves import over_setting
-from clusterlab.errors import UserError
+from clusterlab.errors import UserError, problem
 from clusterlab.report import FORMATS, SHORT, lines, render, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
@@ -21,6 +21,7 @@ def main() -> None:
         "places", type=Path, nargs="+", help="run folders, folders of runs, or CSVs of records"
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed")
+    parser.add_argument("--table", help="compare with this table of results/published.csv alone")
     parser.add_argument("--missing", action="store_true", help="also list what nobody ran")
     parser.add_argument(
         "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
@@ -28,7 +29,13 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         found = find(*arguments.places)
-        table = lines(found.rows, read_records(PUBLISHED), arguments.missing)
+        published = read_records(PUBLISHED)
+        if arguments.table:
+            names = dict.fromkeys(row["table"] for row in published)
+            if arguments.table not in names:
+                raise problem(f"a table of {', '.join(names)}", arguments.table, "choose one")
+            published = [row for row in published if row["table"] == arguments.table]
+        table = lines(found.rows, published, arguments.missing)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -58,6 +58,7 @@ def swept(gamma: float, seed: int = 0, **changes: str) -> dict[str, str]:
 def paper(**changes: str) -> dict[str, str]:
     return {
         "table": "dcec_table1",
+        "experiment": "dcec_table1",
         "paper": "Guo et al.",
         "place": "Table 1",
         "data": "usps",
@@ -133,6 +134,20 @@ def test_differences_name_the_setting_that_the_others_follow() -> None:
     assert differences([{"settings_sha256": "a"}, {"settings_sha256": "b"}])[0] == {
         "settings_sha256": "a"
     }
+
+
+def test_experiments_are_told_apart_by_name() -> None:
+    """However many settings they differ in; but not where two lines are of the same one."""
+    one, other = swept(0.1, experiment="plain"), swept(1.0, experiment="ours")
+    assert differences([one, other]) == [{"experiment": "plain"}, {"experiment": "ours"}]
+    third = swept(2.0, experiment="ours")
+    assert [list(d) for d in differences([one, other, third])] == [["loss.gamma"]] * 3
+
+
+def test_of_two_papers_the_first_counts() -> None:
+    published = [paper(), paper(table="another", accuracy="0.5")]
+    (line,) = lines([row()], published)
+    assert line.theirs("accuracy") == pytest.approx(79)
 
 
 def test_lines_stand_in_the_order_of_the_paper() -> None:
@@ -361,11 +376,12 @@ def test_the_readme_is_what_the_records_say() -> None:
 def test_every_published_number_has_a_command_and_a_source() -> None:
     published = read_records(ROOT / "results" / "published.csv")
     assert published
-    assert len({(line["data"], line["model"]) for line in published}) == len(published)
+    keys = {(line["table"], line["data"], line["model"]) for line in published}
+    assert len(keys) == len(published)
     for line in published:
         assert line["paper"], line
         assert line["place"].startswith("Table "), line
-        assert (ROOT / "conf" / "experiment" / f"{line['table']}.yaml").exists()
+        assert (ROOT / "conf" / "experiment" / f"{line['experiment']}.yaml").exists()
         assert (ROOT / "conf" / "model" / f"{line['model']}.yaml").exists()
         assert (ROOT / "conf" / "data" / f"{line['data']}.yaml").exists()
         for score in (line["accuracy"], line["nmi"]):

@@ -67,7 +67,8 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
 
     Args:
         rows: Records, one a run.
-        published: Published numbers, see ``results/published.csv``.
+        published: Published numbers, see ``results/published.csv``; where several papers have one
+            for the same method and data, the first counts.
         missing: Also give published lines that nobody ran.
 
     Raises:
@@ -98,8 +99,8 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
 def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Say in what each of some runs differs from the others.
 
-    A value that others are derived from is named alone: of settings that vary together, the one
-    with the shortest name.
+    Experiments have names. Otherwise a value that others are derived from is named alone: of
+    settings that vary together, the one with the shortest name.
 
     Example:
         >>> a = {"config.loss.gamma": "0.1", "config.model.gamma": "0.1", "config.seed": "0"}
@@ -107,6 +108,9 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
         [{'loss.gamma': '0.1'}, {'loss.gamma': '1'}]
     """
     settings = {name for row in rows for name in row if name.startswith(CONFIG)}
+    experiments = [row.get("experiment", "") for row in rows]
+    if len(rows) > 1 and len(set(experiments)) == len(rows):
+        return [{"experiment": name or "none"} for name in experiments]
     found: dict[tuple[int, ...], str] = {}
     for name in sorted(settings, key=lambda name: (len(name), name)):
         values = [row.get(name, "") for row in rows]
@@ -227,7 +231,7 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
     missing: dict[tuple[str, str], list[str]] = {}
     for line in table:
         if line.published and not line.rows:
-            missing.setdefault((line.published["table"], line.data), []).append(line.method)
+            missing.setdefault((line.published["experiment"], line.data), []).append(line.method)
     return [
         " ".join([text, *other]),
         *(

@@ -7,8 +7,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from clusterlab.data.augment import Draw, RandomAffine
+from clusterlab.data.augment import Draw, RandomAffine, inverse
 from clusterlab.errors import UserError
+
+
+def moved(x: Tensor, **changes: list[float]) -> Tensor:
+    """Change images by nothing but what is given."""
+    return RandomAffine()(x, inverse(still(len(x), **changes), *x.shape[2:]))
 
 
 def still(n: int = 1, **changes: list[float]) -> Draw:
@@ -29,14 +34,15 @@ def drawn(augment: RandomAffine, n: int, seed: int = 0) -> Draw:
 
 def test_nothing_asked_nothing_done():
     x = picture(5, 9, channels=3)
-    assert torch.allclose(RandomAffine()(x, still()), x, atol=1e-6)
-    assert torch.allclose(RandomAffine()(x, drawn(RandomAffine(), 1)), x, atol=1e-6)
+    assert torch.allclose(moved(x), x, atol=1e-6)
+    maps = RandomAffine().maps(1, 5, 9, torch.Generator())
+    assert torch.allclose(RandomAffine()(x, maps), x, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 8)])
 def test_a_shift_by_whole_pixels(height: int, width: int):
     x = picture(height, width)
-    y = RandomAffine()(x, still(right=[2 / width], down=[1 / height]))
+    y = moved(x, right=[2 / width], down=[1 / height])
     assert torch.allclose(y[..., 1:, 2:], x[..., :-1, :-2], atol=1e-5)
     assert y[..., :1, :].abs().max() < 1e-5
     assert y[..., :, :2].abs().max() < 1e-5
@@ -45,7 +51,7 @@ def test_a_shift_by_whole_pixels(height: int, width: int):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_rotation_by_90_degrees_is_counter_clockwise(channels: int):
     x = picture(channels=channels)
-    y = RandomAffine()(x, still(angle=[math.pi / 2]))
+    y = moved(x, angle=[math.pi / 2])
     assert torch.allclose(y, torch.rot90(x, 1, (2, 3)), atol=1e-5)
 
 
@@ -53,21 +59,21 @@ def test_a_rotation_of_a_wide_image_keeps_right_angles():
     """A square stays a square: 90 degrees turn the middle of a wide image and cut its sides off."""
     x = torch.zeros(1, 1, 4, 8)
     x[..., :, 2:6] = picture(4, 4)
-    y = RandomAffine()(x, still(angle=[math.pi / 2]))
+    y = moved(x, angle=[math.pi / 2])
     assert torch.allclose(y[..., 2:6], torch.rot90(x[..., 2:6], 1, (2, 3)), atol=1e-5)
 
 
 def test_a_flip_and_a_flipped_shift():
     x = picture(5, 7)
-    assert torch.allclose(RandomAffine()(x, still(flip=[-1.0])), x.flip(3), atol=1e-5)
-    y = RandomAffine()(x, still(flip=[-1.0], right=[1 / 7]))
+    assert torch.allclose(moved(x, flip=[-1.0]), x.flip(3), atol=1e-5)
+    y = moved(x, flip=[-1.0], right=[1 / 7])
     assert torch.allclose(y[..., 1:], x.flip(3)[..., :-1], atol=1e-5)
 
 
 def test_twice_the_size():
     x = torch.zeros(1, 1, 8, 8)
     x[..., 3:5, 3:5] = 1
-    y = RandomAffine()(x, still(scale=[2.0]))
+    y = moved(x, scale=[2.0])
     assert y.sum() == pytest.approx(16, rel=0.2)
     assert torch.allclose(y[..., 3:5, 3:5], torch.ones(2, 2))
     assert not y[..., :1, :].any()
@@ -80,30 +86,27 @@ def test_everything_at_once_is_scipys_affine_transform():
     x = torch.zeros(1, 1, height, width)
     x[..., 6:18, 8:24] = picture(12, 16)
     x = torch.nn.functional.avg_pool2d(x, 3, 1, 1)  # smooth, so that resamplers agree
-    y = RandomAffine()(
-        x, still(angle=[angle], shear=[shear], scale=[scale], right=[right], down=[down])
-    )
+    y = moved(x, angle=[angle], shear=[shear], scale=[scale], right=[right], down=[down])
     # Columns are (x, y), y down: rotate, then shear, then scale, then shift about the middle.
     rotate = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     lean = torch.tensor([[1.0, -math.tan(shear)], [0.0, 1.0]])
     back = torch.linalg.inv(scale * lean @ rotate).flip(0, 1).double()  # to (row, column)
     middle = torch.tensor([(height - 1) / 2, (width - 1) / 2]).double()
-    moved = middle + torch.tensor([down * height, right * width]).double()
+    shifted = middle + torch.tensor([down * height, right * width]).double()
     expected = ndimage.affine_transform(
-        x[0, 0].double().numpy(), back.numpy(), (middle - back @ moved).numpy(), order=1
+        x[0, 0].double().numpy(), back.numpy(), (middle - back @ shifted).numpy(), order=1
     )
     assert torch.allclose(y[0, 0].double(), torch.from_numpy(expected), atol=1e-4)
 
 
 def test_each_image_has_its_own_draw_and_leaves_the_others_alone():
     augment = RandomAffine(degrees=10, translate=0.1, scale=0.1, shear=5, flip=0.5)
-    x, draw = picture(8, 8, n=4), drawn(augment, 4)
-    y = augment(x, draw)
+    x, maps = picture(8, 8, n=4), augment.maps(4, 8, 8, torch.Generator().manual_seed(0))
+    y = augment(x, maps)
     for i in range(4):
-        alone = Draw(*(field[i : i + 1] for field in draw))
-        assert torch.allclose(augment(x[i : i + 1], alone), y[i : i + 1], atol=1e-6)
+        assert torch.allclose(augment(x[i : i + 1], maps[i : i + 1]), y[i : i + 1], atol=1e-6)
     same = x[:1].expand(4, -1, -1, -1)
-    assert len({tuple(image.flatten().tolist()) for image in augment(same, draw)}) == 4
+    assert len({tuple(image.flatten().tolist()) for image in augment(same, maps)}) == 4
 
 
 def test_draws_fill_their_range_and_follow_the_seed():
@@ -129,7 +132,7 @@ def test_draws_fill_their_range_and_follow_the_seed():
 def test_padding():
     x = torch.ones(1, 1, 4, 4)
     for padding, value in (("zeros", 0.0), ("border", 1.0)):
-        y = RandomAffine(padding=padding)(x, still(right=[0.5]))
+        y = RandomAffine(padding=padding)(x, inverse(still(right=[0.5]), 4, 4))
         assert y[0, 0, 0, 0].item() == pytest.approx(value, abs=1e-5)
 
 

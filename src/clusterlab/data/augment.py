@@ -51,8 +51,8 @@ class RandomAffine:
 
     Example:
         >>> augment = RandomAffine(translate=0.1)
-        >>> draw = augment.draw(2, torch.Generator().manual_seed(0))
-        >>> augment(torch.rand(2, 1, 8, 8), draw).shape
+        >>> maps = augment.maps(2, 8, 8, torch.Generator().manual_seed(0))
+        >>> augment(torch.rand(2, 1, 8, 8), maps).shape
         torch.Size([2, 1, 8, 8])
     """
 
@@ -90,7 +90,7 @@ class RandomAffine:
         self.padding = padding
 
     def draw(self, n: int, generator: torch.Generator) -> Draw:
-        """Draw what happens to n images; on the generator's device."""
+        """Draw what happens to n images."""
         uniform = 2 * torch.rand(5, n, generator=generator) - 1  # in [-1, 1]
         flipped = torch.rand(n, generator=generator) < self.flip
         return Draw(
@@ -102,10 +102,13 @@ class RandomAffine:
             flip=1 - 2 * flipped.float(),
         )
 
-    def __call__(self, x: Tensor, draw: Draw) -> Tensor:
-        """Return the images ``(B, C, H, W)``, floating point, each changed by its draw."""
-        height, width = x.shape[2:]
-        grid = affine_grid(inverse(draw, height, width).to(x), list(x.shape), align_corners=False)
+    def maps(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Draw for n images of this size, as the maps that ``__call__`` takes; ``(n, 2, 3)``."""
+        return inverse(self.draw(n, generator), height, width)
+
+    def __call__(self, x: Tensor, maps: Tensor) -> Tensor:
+        """Return the images ``(B, C, H, W)``, floating point, each changed by its map."""
+        grid = affine_grid(maps, list(x.shape), align_corners=False)
         return grid_sample(x, grid, padding_mode=self.padding, align_corners=False)
 
 

@@ -6,7 +6,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from clusterlab.data.augment import Draw, RandomAffine
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import problem
 from clusterlab.seeding import derive_seed
@@ -102,17 +102,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield ``{"index": (B,), "x": (B, C, H, W)}`` on the data's device."""
-        draw = None
+        maps = None  # of all samples, so that a sample's is the same on every rank
         if self.augment is not None and isinstance(self.sampler, EpochShuffle):
             seed = derive_seed(self.sampler.seed, "augment", self.sampler.epoch)
             generator = torch.Generator().manual_seed(seed)
-            everyone = self.augment.draw(len(self.x), generator)
-            draw = Draw(*(field.to(self.x.device) for field in everyone))
+            n_samples, _, height, width = self.x.shape
+            maps = self.augment.maps(n_samples, height, width, generator).to(self.x.device)
         for index in self.sampler:
             index = index.to(self.x.device, non_blocking=True)
             x = as_float(self.x[index])
-            if draw is not None and self.augment is not None:
-                x = self.augment(x, Draw(*(field[index] for field in draw)))
+            if maps is not None and self.augment is not None:
+                x = self.augment(x, maps[index])
             yield {"index": index, "x": x}
 
 
