@@ -1,6 +1,7 @@
 """Where cluster centers come from."""
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -29,6 +30,32 @@ def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Ten
     result = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(z.detach().cpu().numpy())
     centers = torch.as_tensor(result.cluster_centers_, dtype=z.dtype, device=z.device)
     return centers, torch.as_tensor(result.labels_, dtype=torch.int64, device=z.device)
+
+
+def renumber(centers: Tensor, labels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Number clusters as other centers are numbered, each with one of its own nearby.
+
+    Args:
+        centers: Cluster centers, shape ``(K, d)``.
+        labels: Hard assignment to them, shape ``(N,)``.
+        like: The other centers, shape ``(K, d)``.
+
+    Returns:
+        The same centers and labels under the new numbers; the sum of the distances between centers
+        of the same number is the least possible.
+
+    Example:
+        >>> centers, labels = torch.tensor([[5.0], [1.0]]), torch.tensor([0, 1, 1])
+        >>> renumber(centers, labels, like=torch.tensor([[0.0], [9.0]]))
+        (tensor([[1.],
+                [5.]]), tensor([1, 0, 0]))
+    """
+    old, new = linear_sum_assignment(torch.cdist(centers, like).cpu().numpy())
+    number = torch.empty(len(centers), dtype=torch.int64, device=labels.device)
+    number[torch.from_numpy(old)] = torch.from_numpy(new).to(labels.device)
+    ordered = torch.empty_like(centers)
+    ordered[number] = centers
+    return ordered, number[labels]
 
 
 def center_samples(z: Tensor, labels: Tensor, centers: Tensor) -> Tensor:

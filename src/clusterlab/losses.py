@@ -45,5 +45,5 @@ def squared_weights(module: nn.Module) -> Tensor:
         >>> squared_weights(layer).item()
         4.5
     """
-    vector = nn.utils.parameters_to_vector(module.parameters())
+    vector = torch.cat([parameter.flatten() for parameter in module.parameters()])
     return vector.dot(vector) / 2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterlab.callbacks import PhaseCheckpoint, SelfTraining
-from clusterlab.centers import center_samples, kmeans, reliable_samples
+from clusterlab.centers import center_samples, kmeans, reliable_samples, renumber
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.losses import kl_divergence, squared_weights
@@ -128,6 +128,18 @@ def test_center_samples_and_reliable_samples_by_brute_force() -> None:
         assert reliable_samples(*given, threshold).tolist() == near
 
 
+def test_pseudo_labels_are_numbered_as_the_trained_centers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    like = 10 * torch.randn(6, 3, generator=generator)
+    order = torch.randperm(6, generator=generator)
+    centers = like[order] + 0.1 * torch.randn(6, 3, generator=generator)
+    labels = torch.randint(6, (40,), generator=generator)
+    ordered, renumbered = renumber(centers, labels, like)
+    assert (ordered - like).norm(dim=1).max() < 1
+    assert torch.equal(renumbered, order[labels])
+    assert torch.equal(ordered[renumbered], centers[labels])
+
+
 def test_thresholds_beyond_the_cosine() -> None:
     z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     z[7] = 0  # no direction
@@ -214,7 +226,7 @@ def test_the_classifier_learns_reliable_samples_alone(train: Train, tiny: Sample
     model, b = centered(idcec(Spy), tiny), SelfTraining(threshold=0.9, tolerance=0)
     train(model, tiny, "retrain", [b], max_epochs=2)
     z = embedding(model, tiny)
-    centers, labels = kmeans(z, 5, 0, 3)
+    centers, labels = renumber(*kmeans(z, 5, 0, 3), like=model.centers.detach())
     expected = reliable_samples(z, labels, centers, 0.9)
     assert 5 < int(expected.sum()) < 203
     assert sorted(model.seen) == expected.nonzero().flatten().tolist()

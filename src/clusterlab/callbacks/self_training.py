@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from clusterlab.assignment import label_change
-from clusterlab.centers import kmeans, reliable_samples
+from clusterlab.centers import kmeans, reliable_samples, renumber
 from clusterlab.data.samples import Samples
 from clusterlab.errors import problem
 from clusterlab.metrics import cluster_sizes, contingency, match, score
@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 class SelfTraining(Callback):
     """Run module B of IDCEC (section 3.3): what is learned, from which samples, and how long.
 
-    At the start of the phase, k-means on the final embedding gives pseudo-labels, and samples near
-    their center sample are reliable, eq. (16) and (17). The phase's batches are of those alone.
-    After each epoch the classifier labels all samples, reliable or not; training stops once it
-    uses every cluster and its labels settle. Labels of ground truth are read for scores alone.
+    At the start of the phase, k-means on the final embedding gives pseudo-labels, numbered as the
+    trained centers are, and samples near their center sample are reliable, eq. (16) and (17). The
+    phase's batches are of those alone. After each epoch the classifier labels all samples, reliable
+    or not; training stops once it uses every cluster and its labels settle. Labels of ground truth
+    are read for scores alone.
 
     Args:
         threshold: lambda, the least cosine similarity of a reliable sample.
@@ -59,9 +60,9 @@ class SelfTraining(Callback):
             z = pl_module.embed_dataset()  # (N, d)
             found = None
             if trainer.is_global_zero:
-                centers, labels = kmeans(
-                    z, len(pl_module.centers), pl_module.seed, pl_module.n_init
-                )
+                trained = pl_module.centers.detach()
+                centers, labels = kmeans(z, len(trained), pl_module.seed, pl_module.n_init)
+                centers, labels = renumber(centers, labels, trained)
                 found = labels, reliable_samples(z, labels, centers, self.threshold)
             self.pseudo_labels, self.reliable = trainer.strategy.broadcast(found)  # type: ignore[misc]
             self.chosen = self._describe(pl_module.assign(z).argmax(1).cpu(), data.samples)

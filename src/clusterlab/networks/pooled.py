@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -68,6 +69,8 @@ class PooledAutoencoder(Autoencoder):
         encoder += [nn.Flatten(), nn.Linear(flat, embedding_dim)]
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
         self.apply(glorot_)
+        for half in (self.encoder, self.decoder):  # a fifth faster on a CPU
+            half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class UpTo(nn.Module):
