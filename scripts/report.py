@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument("--table", help="compare with this table of results/published.csv alone")
     parser.add_argument("--missing", action="store_true", help="also list what nobody ran")
     parser.add_argument(
+        "--also", nargs="+", default=[], help="further columns, such as phases.finetune.steps"
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
     )
     arguments = parser.parse_args()
@@ -39,18 +42,22 @@ def main() -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(render(table, found.left_out, arguments.format), end="")
+    print(render(table, found.left_out, arguments.format, arguments.also), end="")
     if arguments.format == "csv":  # the notes have no place in it
         print(*found.left_out, sep="\n", file=sys.stderr, end="")
     if arguments.out is None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, ending in ENDINGS.items():
-        (arguments.out / f"table.{ending}").write_text(render(table, found.left_out, name))
+        (arguments.out / f"table.{ending}").write_text(
+            render(table, found.left_out, name, arguments.also)
+        )
+    drawn = {name: f"{label}, %" for name, label in SHORT.items()}
+    drawn |= {name: name for name in arguments.also}
     for setting, curves in sweeps(table).items():
         points = {
             curve: [
-                (value, {SHORT[n]: score for n in SHORT if (score := line.ours(n))})
+                (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
                 for value, line in swept
             ]
             for curve, swept in curves.items()

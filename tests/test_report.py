@@ -155,6 +155,8 @@ def test_lines_stand_in_the_order_of_the_paper() -> None:
     rows = [row(model="mine"), row(), row(model="kmeans"), row(model="also")]
     table = lines(rows, published)
     assert [line.method for line in table] == ["kmeans", "dcec", "also", "mine"]
+    again = [*published, paper(table="other"), paper(table="other", model="kmeans")]
+    assert [line.method for line in lines(rows, again)] == ["kmeans", "dcec", "also", "mine"]
     table = lines(rows, published, missing=True)
     assert [(line.data, line.method, len(line.rows)) for line in table] == [
         *(("usps", "kmeans", 1), ("usps", "dcec", 1), ("mnist", "dcec", 0)),
@@ -242,6 +244,16 @@ def test_no_runs_with_labels(style: str) -> None:
     text = render(lines([row(0, **unlabelled), row(1, **unlabelled)]), format=style)
     assert "dcec" in text
     assert "ACC" not in text
+
+
+def test_further_columns() -> None:
+    steps = [row(seed, **{"phases.finetune.steps": str(1000 + 280 * seed)}) for seed in (0, 1)]
+    table, also = lines(steps), ["phases.finetune.steps"]
+    head, _, line, *_ = render(table, format="markdown", also=also).splitlines()
+    assert cells(line)[cells(head).index("phases.finetune.steps")] == "1140 ± 198"
+    (numbers,) = csv.DictReader(io.StringIO(render(table, format="csv", also=also)))
+    assert float(numbers["phases.finetune.steps"]) == 1140
+    assert float(numbers["phases.finetune.steps_std"]) == pytest.approx(280 / 2**0.5, rel=1e-4)
 
 
 # Sweeps

@@ -16,7 +16,7 @@ SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
 BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
 
 Row = Mapping[str, float | str | None]
-# A value of a setting, and by score its mean and deviation in percent.
+# A value of a setting, and by score its mean and deviation over seeds.
 Point = tuple[float, Mapping[str, tuple[float, float | None]]]
 Lines = dict[str, NDArray[np.float64]]  # by name: steps and values, shape (n, 2)
 
@@ -144,7 +144,7 @@ def over_setting(
         if len(values) <= 8:
             axes.set_xticks(values, [f"{x:g}" for x in values])
             axes.minorticks_off()
-        axes.set(xlabel=setting, ylabel=f"{name}, %")
+        axes.set(xlabel=setting, ylabel=name)
         axes.tick_params(labelsize=8)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)

@@ -44,8 +44,12 @@ class Line:
     different: Mapping[str, str]
 
     def ours(self, name: str) -> Score | None:
-        """Return mean and deviation of a score over seeds; ``None`` without labels or runs."""
-        values = [100 * float(row[name]) for row in self.rows if row.get(name)]
+        """Return mean and deviation of a score over seeds; ``None`` without labels or runs.
+
+        In percent for the four scores; any other number of the records is left as it is.
+        """
+        factor = 100 if name in SCORES else 1
+        values = [factor * float(row[name]) for row in self.rows if row.get(name)]
         return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
 
     def theirs(self, name: str) -> float | None:
@@ -77,8 +81,10 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
     methods: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         methods.setdefault((row["data"], row["model"]), []).append(row)
-    order = {(row["data"], row["model"]): row for row in reversed(published)}
-    wanted = [key for key in reversed(order) if missing or key in methods]
+    order: dict[tuple[str, str], Row] = {}
+    for row in published:
+        order.setdefault((row["data"], row["model"]), row)
+    wanted = [key for key in order if missing or key in methods]
     table = []
     for data, method in [*wanted, *sorted(methods.keys() - order.keys())]:
         groups: dict[tuple[str, ...], list[Row]] = {}
@@ -141,7 +147,7 @@ def short(name: str, value: str) -> str:
 # The table, in four formats
 
 
-def cells(line: Line) -> dict[str, str]:
+def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
     """Return the cells of a line by the head of their column, as text for people."""
     row = {"data": line.data, "method": line.method, "seeds": str(len(line.rows) or "not run")}
     row["runs"] = ", ".join(f"{name}={value}" for name, value in line.different.items())
@@ -153,6 +159,9 @@ def cells(line: Line) -> dict[str, str]:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
             row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
+    for name in also:
+        if found := line.ours(name):
+            row[name] = f"{found[0]:.6g}" + ("" if found[1] is None else f" ± {found[1]:.3g}")
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.rows[0]["device"]
@@ -160,7 +169,7 @@ def cells(line: Line) -> dict[str, str]:
     return row
 
 
-def numbers(line: Line) -> dict[str, Any]:
+def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
     """Return a line as numbers for programs; scores in [0, 1]."""
     row: dict[str, Any] = {"data": line.data, "method": line.method, "seeds": len(line.rows)}
     for name in SCORES:
@@ -169,6 +178,10 @@ def numbers(line: Line) -> dict[str, Any]:
             row[f"{name}_std"] = "" if ours[1] is None else f"{ours[1] / 100:.6f}"
         if (theirs := line.theirs(name)) is not None:
             row[f"{name}_published"] = f"{theirs / 100:.4f}"
+    for name in also:
+        if found := line.ours(name):
+            row[name] = f"{found[0]:.9g}"
+            row[f"{name}_std"] = "" if found[1] is None else f"{found[1]:.6g}"
     if line.rows:
         row["minutes"] = f"{line.minutes:.2f}"
         row |= {name: line.rows[0].get(name, "") for name in SAME}
@@ -176,17 +189,23 @@ def numbers(line: Line) -> dict[str, Any]:
     return row
 
 
-def render(table: Sequence[Line], left_out: Sequence[str] = (), format: str = "text") -> str:
+def render(
+    table: Sequence[Line],
+    left_out: Sequence[str] = (),
+    format: str = "text",
+    also: Sequence[str] = (),
+) -> str:
     """Lay out a table with its notes.
 
     Args:
         table: The lines.
         left_out: Runs that are not in it, a sentence each; not part of the CSV.
         format: One of ``FORMATS``.
+        also: Further columns of the records to show, such as ``phases.finetune.steps``.
     """
     if format == "csv":
-        return csv_text([numbers(line) for line in table])
-    rows = [cells(line) for line in table]
+        return csv_text([numbers(line, also) for line in table])
+    rows = [cells(line, also) for line in table]
     # A column that says the same in every line goes into the notes.
     shared = {}
     for name in ("device", "revision"):
@@ -195,7 +214,7 @@ def render(table: Sequence[Line], left_out: Sequence[str] = (), format: str = "t
             shared[name] = values.pop()
             rows = [{head: cell for head, cell in row.items() if head != name} for row in rows]
     scores = [f"{s}{kind}" for s in SHORT.values() for kind in ("", " paper", " diff")]
-    order = ["data", "method", "runs", "seeds", *scores, "minutes", "device", "revision"]
+    order = ["data", "method", "runs", "seeds", *scores, *also, "minutes", "device", "revision"]
     heads = [head for head in order if any(row.get(head) for row in rows)]
     body = [[row.get(head, "") for head in heads] for row in rows]
     notes = [*remarks(table, shared), *left_out]
