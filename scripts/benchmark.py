@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from clusterlab.callbacks import TargetRefresh
 from clusterlab.checks import build, training_device
 from clusterlab.cli import config_folder
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.folders import PhaseFolder
@@ -193,6 +194,20 @@ def refresh_share(case: Case, steps: int) -> list[Row]:
     return [case.row(measure, share, "% of finetune"), case.row("one refresh", refresh, "wall s")]
 
 
+def augmentation(case: Case, rounds: int) -> Row:
+    """Return how many images a second a phase's augmentation changes, a batch at a time."""
+    augment = RandomAffine(degrees=10, translate=0.1, scale=0.1)
+    x = as_float(case.samples().x)
+    seen = []
+    for _ in range(rounds + 1):
+        start = time.process_time()
+        maps = augment.maps(len(x), case.side, case.side, torch.Generator().manual_seed(0))
+        for index in torch.randperm(len(x)).split(case.batch_size):
+            augment(x[index], maps[index])
+        seen.append(case.n_samples / (time.process_time() - start))
+    return case.row("augmentation, affine", median(seen[1:]), "images / CPU s", rounds)
+
+
 def peak_memory(case: Case) -> list[Row]:
     """Pretrain 5 steps and finetune 1 with its refreshes, in a process of its own."""
     if "--memory" not in sys.argv:
@@ -228,6 +243,7 @@ def main() -> None:
     all_of_mnist = Case(cfg, 70_000, side=28)
     rows = peak_memory(all_of_mnist)  # first: a process inherits the peak of the one that starts it
     rows += [row for case in (usps, mnist, near_empty) for row in compare(case, rounds)]
+    rows.append(augmentation(mnist, rounds))
     rows += refresh_share(usps, 20 if quick else 2 * T)
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 

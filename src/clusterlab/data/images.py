@@ -129,13 +129,16 @@ def _is_grey(path: Path) -> bool:
         return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
 
 
-def decode(path: Path, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def decode(
+    path: Path, channels: int, size: tuple[int, int] | None, crop: float | None = None
+) -> NDArray[np.uint8]:
     """Decode one image file.
 
     Args:
         path: The file.
         channels: 1 for grey, 3 for RGB.
         size: Height and width to stretch it to; its own by default.
+        crop: Share of the shorter side to keep before, a square in the middle; all by default.
 
     Returns:
         Shape ``(C, H, W)``, ``uint8``.
@@ -146,6 +149,10 @@ def decode(path: Path, channels: int, size: tuple[int, int] | None) -> NDArray[n
     with _opened(path) as opened:
         image = _eight_bit(ImageOps.exif_transpose(opened), path)
         image = image.convert("L" if channels == 1 else "RGB")
+        if crop is not None:
+            side = max(1, round(crop * min(image.size)))
+            left, top = ((whole - side) // 2 for whole in image.size)
+            image = image.crop((left, top, left + side, top + side))
         if size is not None:
             # Pillow wants (width, height); its bilinear filter widens when shrinking: no aliases.
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
