@@ -25,6 +25,11 @@ class DCEC(DeepClustering):
     authors' code (with eq. 4's sum, gamma = 0.1 weighs 784 times less and the published numbers do
     not come); batches are reshuffled every epoch, where that code keeps one fixed order.
 
+    What the numbers of DEC and IDEC in its Table 1 hang on: the scale of the pixels, see
+    ``MLPAutoencoder``, and the optimizer of the finetune phase, which the paper does not name. With
+    SGD, as in the authors' DEC code, DEC on USPS goes from an ACC of 0.636 to 0.705 (seed 0); with
+    Adam at 1e-3 its labels settle at 0.652 within 1,000 steps, and IDEC's at 0.663.
+
     Args:
         network: The autoencoder.
         n_clusters: K.
