@@ -312,3 +312,39 @@ def test_two_runs_share_one_pretraining(
         for gamma in ("0.1", "0.5")
     ]
     same(*states)
+
+
+# The same for a model of three phases
+
+IDCEC = (
+    *("model=idcec", "data=npz", "data.batch_size=40", "n_clusters=5", "trainer=cpu"),
+    *("network.filters=[4,6,8]", "model.classifier.filters=[4,6]", "model.n_init=2"),
+    *("phases.pretrain.max_epochs=3", "phases.finetune.max_steps=14", "figures=false"),
+    *("phases.finetune.update_interval=4", "phases.finetune.tolerance=0"),
+    *("phases.retrain.max_epochs=3", "phases.retrain.tolerance=0", "checkpoint_interval=0"),
+)
+
+
+@pytest.mark.slow
+def test_idcec_killed_in_each_phase(commands: Commands, little_npz: Path, tmp_path: Path) -> None:
+    """Noise, augmentation, dropout and the choice of reliable samples go on as they were."""
+
+    def arguments(name: str) -> list[str]:
+        folder = tmp_path / name
+        where = [f"data.path={little_npz}", f"output_dir={folder}", f"run_dir={folder / 'run'}"]
+        return [*IDCEC, *where]
+
+    assert commands.run(*arguments("straight")).code == 0
+    expected = outcome(tmp_path / "straight" / "run")
+    phases = []
+    for n in (1, 3, 5):  # of the checkpoints: 2 in pretrain, 2 in finetune, 2 in retrain
+        name = f"killed{n}"
+        before = KILL_AT_REPLACE.format(name="last.ckpt", n=n, when="after", seen="")
+        assert commands.run(*arguments(name), before=before).code == -signal.SIGKILL
+        (left,) = (tmp_path / name).rglob("last.ckpt")
+        phases.append(torch.load(left, weights_only=True)["clusterlab"]["phase"])
+        again = commands.run(*arguments(name))
+        assert again.code == 0, again.stderr
+        same(outcome(tmp_path / name / "run"), expected, name)
+        assert leftovers(tmp_path / name) == []
+    assert phases == ["pretrain", "finetune", "retrain"]
