@@ -397,3 +397,25 @@ def test_maps_side_by_side_show_the_same_samples_in_the_same_colours():
     assert np.array_equal(one.get_facecolors(), other.get_facecolors())
     assert len(np.unique(one.get_facecolors(), axis=0)) == 3
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["0  a", "1  b", "2  c"]
+
+
+def test_maps_of_a_moving_embedding():
+    groups = torch.arange(30) % 3
+    z = torch.stack([torch.randn(30, 4) + i * groups[:, None] for i in range(9)])
+    figure = viz.tsne_history(z, torch.arange(0, 90, 10), groups, n_panels=4)
+    draw(figure)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["step 0", "step 30", "step 50", "step 80"]
+    assert all(len(axes.collections[0].get_offsets()) == 30 for axes in figure.axes)
+    draw(viz.tsne_history(z[:1], torch.tensor([0]), groups))
+
+
+def test_a_map_started_from_another_keeps_its_arrangement():
+    torch.manual_seed(0)
+    groups = torch.arange(300) % 3
+    z = torch.randn(300, 4) + 4 * torch.nn.functional.one_hot(groups, 4)
+    first = viz.tsne(z)
+    turned = viz.tsne(z, start=first.flip(1))  # x and y exchanged
+    for k in range(3):
+        one, other = first[groups == k].mean(0), turned[groups == k].mean(0).flip(0)
+        assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.9

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from clusterlab import curves, viz
+from clusterlab.callbacks.history import FILE as HISTORY
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
@@ -67,6 +69,15 @@ def draw(
         if model.inductive:
             sizes = cluster_sizes(labels, n_clusters)
             figures["decoded_centers"] = viz.decoded_centers(network.decode(centers), sizes)
+    for name in cfg.phases:
+        kept = folder.parent / str(name) / HISTORY
+        if kept.exists():
+            with np.load(kept) as stored:
+                index, steps, moving = (torch.from_numpy(stored[k]) for k in ("index", "step", "z"))
+            groups = labels if y is None else y
+            figures[f"history_{name}"] = viz.tsne_history(
+                moving, steps, groups[index], None if y is None else samples.class_names, cfg.seed
+            )
     if y is not None:
         table = contingency(y, labels, int(y.max()) + 1, n_clusters)
         figures["confusion"] = viz.confusion(table, samples.class_names)

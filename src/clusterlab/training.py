@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from clusterlab import figures
 from clusterlab.callbacks import (
+    EmbeddingHistory,
     PhaseCheckpoint,
     Progress,
     SelfTraining,
     StepLimit,
     TargetRefresh,
 )
+from clusterlab.callbacks.history import FILE as HISTORY
 from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples, digest
@@ -281,7 +283,9 @@ def share(
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry.path / "metrics.csv", folder.path / "metrics.csv")
+        for name in ("metrics.csv", HISTORY):
+            if (entry.path / name).exists():
+                shutil.copyfile(entry.path / name, folder.path / name)
         return {**entry.record(), "reused": reused, "store": entry.path.name}
 
 
@@ -323,6 +327,8 @@ def fit(
     for callback in callbacks:
         if isinstance(callback, TargetRefresh | SelfTraining):
             record |= callback.record()
+        elif isinstance(callback, EmbeddingHistory) and trainer.is_global_zero:
+            callback.save(folder.path)
     if trainer.is_global_zero:
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])

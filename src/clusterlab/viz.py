@@ -113,11 +113,19 @@ def extreme_samples(x: Tensor, z: Tensor, centers: Tensor, labels: Tensor, n: in
     return figure
 
 
-def tsne(z: Tensor, seed: int = 0) -> Tensor:
-    """Return a t-SNE map ``(n, 2)`` of embeddings ``(n, d)``, started from their PCA."""
+def tsne(z: Tensor, seed: int = 0, start: Tensor | None = None) -> Tensor:
+    """Return a t-SNE map ``(n, 2)`` of embeddings ``(n, d)``, started from their PCA.
+
+    Args:
+        z: Embeddings, shape ``(n, d)``.
+        seed: Seed of t-SNE.
+        start: Another map of the same samples to start from, shape ``(n, 2)``.
+    """
     if len(z) < 3 or (z == z[0]).all():
         return torch.zeros(len(z), 2)  # nothing to arrange, and PCA would divide by zero
-    init = "pca" if z.shape[1] > 1 else "random"
+    init: Any = "pca" if z.shape[1] > 1 else "random"
+    if start is not None and start.std() > 0:  # small, as t-SNE wants it
+        init = (1e-4 * (start - start.mean(0)) / start.std()).numpy()
     model = TSNE(init=init, perplexity=min(30, (len(z) - 1) / 3), random_state=seed)
     return torch.as_tensor(model.fit_transform(z.detach().cpu().float().numpy()))
 
@@ -186,6 +194,40 @@ def tsne_side_by_side(
     for axes, (name, z) in zip(grid[0], embeddings.items(), strict=True):
         _scatter(axes, tsne(z, seed).numpy(), groups.numpy(), colours.numpy())
         axes.set_title(name)
+    _explain(figure, class_names)
+    return figure
+
+
+@style
+def tsne_history(
+    z: Tensor,
+    steps: Tensor,
+    groups: Tensor,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    n_panels: int = 6,
+) -> Figure:
+    """Draw t-SNE maps of embeddings that move, each map started from the one before it.
+
+    Args:
+        z: Embeddings of the same samples at some steps, shape ``(S, n, d)``.
+        steps: The steps, shape ``(S,)``.
+        groups: What the colours show, such as the class; shape ``(n,)``.
+        class_names: One name a class.
+        seed: Seed of t-SNE.
+        n_panels: Most maps to draw: the first, the last, and evenly spaced ones between.
+    """
+    shown = torch.linspace(0, len(z) - 1, min(n_panels, len(z))).round().long().tolist()
+    n_columns = min(3, len(shown))
+    title = f"t-SNE of the same {len(groups):,} samples while they are trained"
+    figure, grid = panel_grid(math.ceil(len(shown) / n_columns), n_columns, 3.4, 3.4, title)
+    colours, points = torch.arange(int(groups.max()) + 1), None
+    for axes, i in zip(grid.flat, shown, strict=False):
+        points = tsne(z[i], seed, points)
+        _scatter(axes, points.numpy(), groups.numpy(), colours.numpy())
+        axes.set_title(f"step {int(steps[i]):,}")
+    for axes in grid.flat[len(shown) :]:
+        axes.remove()
     _explain(figure, class_names)
     return figure
 

@@ -2,6 +2,7 @@
 
 from clusterlab.callbacks.checkpoint import PhaseCheckpoint
 from clusterlab.callbacks.cluster_init import ClusterInit
+from clusterlab.callbacks.history import EmbeddingHistory
 from clusterlab.callbacks.progress import Progress
 from clusterlab.callbacks.self_training import SelfTraining
 from clusterlab.callbacks.step_limit import StepLimit
@@ -9,6 +10,7 @@ from clusterlab.callbacks.target_refresh import TargetRefresh
 
 __all__ = [
     "ClusterInit",
+    "EmbeddingHistory",
     "PhaseCheckpoint",
     "Progress",
     "SelfTraining",

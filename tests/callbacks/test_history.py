@@ -1,0 +1,77 @@
+"""The embedding of some samples while a phase trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from clusterlab.callbacks import ClusterInit, EmbeddingHistory, PhaseCheckpoint, TargetRefresh
+from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError
+from clusterlab.models.dcec import DCEC
+from clusterlab.training import run
+from conftest import LITTLE, KillAt, KilledError
+
+Make = Callable[..., DCEC]
+Train = Callable[..., Trainer]
+
+
+def test_keeps_the_same_samples_at_each_interval(dcec: Make, train: Train, tiny: Samples) -> None:
+    model, history = dcec(), EmbeddingHistory(interval=3, n_samples=20)
+    before = model.embed_samples(tiny, torch.device("cpu"))
+    train(model, tiny, "pretrain", [history], max_steps=7)
+    after = model.embed_samples(tiny, torch.device("cpu"))
+    assert history.steps == [0, 3, 6]
+    assert history.index is not None
+    assert history.index.tolist() == sorted(set(history.index.tolist()))
+    assert torch.equal(history.z[0], before[history.index])
+    assert [z.shape for z in history.z] == [(20, 10)] * 3
+    assert not torch.equal(history.z[2], after[history.index])  # one step later
+
+
+def test_a_killed_phase_keeps_what_it_had(
+    dcec: Make, train: Train, tiny: Samples, tmp_path: Path
+) -> None:
+    def callbacks() -> tuple[EmbeddingHistory, list[Any]]:
+        history = EmbeddingHistory(interval=3, n_samples=20)
+        return history, [ClusterInit(), TargetRefresh(4, 0.0), history]
+
+    straight, kept = callbacks()
+    train(dcec(), tiny, "finetune", kept, max_steps=11)
+    path = tmp_path / "last.ckpt"
+    _, kept = callbacks()
+    with pytest.raises(KilledError):
+        train(dcec(), tiny, "finetune", [*kept, PhaseCheckpoint(path, 0), KillAt(7)], max_steps=11)
+    resumed, kept = callbacks()
+    checkpoint = PhaseCheckpoint(path, 0)
+    train(dcec(), tiny, "finetune", [*kept, checkpoint], max_steps=11, ckpt_path=path)
+    assert resumed.steps == straight.steps == [0, 3, 6, 9]
+    assert all(torch.equal(a, b) for a, b in zip(resumed.z, straight.z, strict=True))
+
+
+def test_a_run_leaves_and_draws_it(
+    compose: Callable[..., Any], little_npz: Path, tmp_path: Path
+) -> None:
+    cfg = compose(
+        *LITTLE,
+        f"data.path={little_npz}",
+        "figures=true",
+        "+phases.finetune.callbacks.history._target_=clusterlab.callbacks.EmbeddingHistory",
+        "+phases.finetune.callbacks.history.interval=10",
+    )
+    run(cfg)
+    with np.load(tmp_path / "run" / "finetune" / "embedding.npz") as stored:
+        assert stored["step"].tolist() == [0, 10, 20, 30]
+        assert stored["z"].shape == (4, 200, 5)
+        assert stored["index"].tolist() == list(range(200))
+    assert (tmp_path / "run" / "figures" / "history_finetune.png").exists()
+
+
+@pytest.mark.parametrize(("interval", "n"), [(0, 5), (1.5, 5), (3, 0), (3, "all")])
+def test_what_cannot_be_is_refused(interval: Any, n: Any) -> None:
+    with pytest.raises(UserError, match="of at least 1, got"):
+        EmbeddingHistory(interval, n)
