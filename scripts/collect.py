@@ -1,10 +1,9 @@
 """Append finished runs to a table of records: ``scripts/collect.py runs results/table.csv``."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from clusterlab.errors import UserError
+from clusterlab.errors import exit_on_error
 from clusterlab.results import find, merge
 
 
@@ -14,11 +13,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="a run folder, or one with runs below it")
     parser.add_argument("table", type=Path, help="the CSV in results/")
     arguments = parser.parse_args()
-    try:
+    with exit_on_error():
         found = find(arguments.runs)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
     merged = merge(arguments.table, found.rows)
     print(f"{len(found.rows)} runs read, {len(merged)} in {arguments.table}")
     for line in found.left_out:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from clusterlab.curves import over_setting
-from clusterlab.errors import UserError, problem
+from clusterlab.errors import exit_on_error, problem
 from clusterlab.report import FORMATS, SHORT, lines, render, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
@@ -30,7 +30,7 @@ def main() -> None:
         "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
     )
     arguments = parser.parse_args()
-    try:
+    with exit_on_error():
         found = find(*arguments.places)
         published = read_records(PUBLISHED)
         if arguments.table:
@@ -39,9 +39,6 @@ def main() -> None:
                 raise problem(f"a table of {', '.join(names)}", arguments.table, "choose one")
             published = [row for row in published if row["table"] == arguments.table]
         table = lines(found.rows, published, arguments.missing)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
     print(render(table, found.left_out, arguments.format, arguments.also), end="")
     if arguments.format == "csv":  # the notes have no place in it
         print(*found.left_out, sep="\n", file=sys.stderr, end="")

@@ -5,7 +5,6 @@ Figure 3 of the DCEC paper is the maps of cae_kmeans, dec_conv and dcec on the s
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 
 from clusterlab.checks import build
 from clusterlab.data.samples import Samples
-from clusterlab.errors import UserError, problem
+from clusterlab.errors import exit_on_error, problem
 from clusterlab.viz import save, tsne_side_by_side
 
 
@@ -26,11 +25,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="how many are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of their choice and of t-SNE")
     arguments = parser.parse_args()
-    try:
+    with exit_on_error():
         draw(arguments.runs, arguments.out, arguments.samples, arguments.seed)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
     print(arguments.out)
 
 

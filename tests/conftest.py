@@ -131,6 +131,16 @@ LITTLE = (
 FINISHED = (*LITTLE, "phases.finetune.optimizer.lr=0.0001")
 
 
+# The same for a model of three phases; each writes two checkpoints if it may write at every epoch.
+LITTLE_IDCEC = (
+    *("model=idcec", "data=npz", "data.batch_size=40", "n_clusters=5", "trainer=cpu"),
+    *("network.filters=[4,6,8]", "model.classifier.filters=[4,6]", "model.n_init=2"),
+    *("phases.pretrain.max_epochs=3", "phases.finetune.max_steps=14", "figures=false"),
+    *("phases.finetune.update_interval=4", "phases.finetune.tolerance=0"),
+    *("phases.retrain.max_epochs=3", "phases.retrain.tolerance=0"),
+)
+
+
 @pytest.fixture(scope="session")
 def little_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five sorts of digits, 200 images of 8 x 8, with their labels."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from clusterlab.errors import UserError
 from clusterlab.folders import settings_of
@@ -158,19 +159,13 @@ def test_find_reads_real_runs(finished: tuple[Any, dict[str, Any]]) -> None:
     assert found.left_out == []
     (read,) = found.rows
     content = {name: value for name, value in result.items() if name != "config"}
-    assert read == scalars(content) | settings_row(settings_of(cfg_of(result)))
+    assert read == scalars(content) | settings_row(settings_of(OmegaConf.create(result["config"])))
     assert set(IDENTITY) <= read.keys()
     design = "experiment model data seed accuracy nmi ari f1 seconds device commit data_sha256"
     assert {*design.split(), "settings_sha256"} <= read.keys()
     assert float(read["nmi"]) == result["metrics"]["nmi"]
     assert float(read[f"{START}nmi"]) == result["phases"]["finetune"]["metrics_at_start"]["nmi"]
     assert read["config.loss.gamma"] == "0.1"
-
-
-def cfg_of(result: dict[str, Any]) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.create(result["config"])
 
 
 def test_merge_sorts_and_replaces(tmp_path: Path) -> None:

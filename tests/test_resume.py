@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import LITTLE, Commands
+from conftest import LITTLE, LITTLE_IDCEC, Commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -316,14 +316,6 @@ def test_two_runs_share_one_pretraining(
 
 # The same for a model of three phases
 
-IDCEC = (
-    *("model=idcec", "data=npz", "data.batch_size=40", "n_clusters=5", "trainer=cpu"),
-    *("network.filters=[4,6,8]", "model.classifier.filters=[4,6]", "model.n_init=2"),
-    *("phases.pretrain.max_epochs=3", "phases.finetune.max_steps=14", "figures=false"),
-    *("phases.finetune.update_interval=4", "phases.finetune.tolerance=0"),
-    *("phases.retrain.max_epochs=3", "phases.retrain.tolerance=0", "checkpoint_interval=0"),
-)
-
 
 @pytest.mark.slow
 def test_idcec_killed_in_each_phase(commands: Commands, little_npz: Path, tmp_path: Path) -> None:
@@ -332,7 +324,7 @@ def test_idcec_killed_in_each_phase(commands: Commands, little_npz: Path, tmp_pa
     def arguments(name: str) -> list[str]:
         folder = tmp_path / name
         where = [f"data.path={little_npz}", f"output_dir={folder}", f"run_dir={folder / 'run'}"]
-        return [*IDCEC, *where]
+        return [*LITTLE_IDCEC, *where, "checkpoint_interval=0"]
 
     assert commands.run(*arguments("straight")).code == 0
     expected = outcome(tmp_path / "straight" / "run")

@@ -114,10 +114,7 @@ def _value_axis(axes: Axes, kind: str, lines: Lines, tolerance: float | None) ->
 
 
 @style
-def over_setting(
-    setting: str,
-    curves: Mapping[str, Sequence[tuple[float, Mapping[str, tuple[float, float | None]]]]],
-) -> Figure:
+def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Draw final scores against the values of a swept setting, a panel for each score.
 
     A band spans one standard deviation over seeds to either side of the mean; without one there

@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how a program ends on it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -14,3 +18,14 @@ def problem(expected: object, got: object, remedy: str) -> UserError:
     """
     # An error quoted in `got` may have several lines.
     return UserError(" ".join(f"Expected {expected}, got {got}; {remedy}.".split()))
+
+
+@contextmanager
+def exit_on_error(*others: type[Exception]) -> Iterator[None]:
+    """End a program with the one line and exit code 1, on a ``UserError`` or one of ``others``."""
+    expected: tuple[type[Exception], ...] = (UserError, *others)
+    try:
+        yield
+    except expected as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

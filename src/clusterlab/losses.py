@@ -1,7 +1,11 @@
 """The terms of the objectives, as pure functions of tensors that return a scalar."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+Divergence = Callable[[Tensor, Tensor], Tensor]  # of (q, p), a scalar
 
 
 def kl_divergence(q: Tensor, p: Tensor) -> Tensor:

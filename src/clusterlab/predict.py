@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from clusterlab.checks import build
-from clusterlab.data.datamodule import Batches, ClusterData, InOrder
+from clusterlab.data.datamodule import in_order
 from clusterlab.data.images import IMAGE_SUFFIXES, decode, folder
 from clusterlab.data.samples import Samples
 from clusterlab.data.sources import as_images, npz
 from clusterlab.distributed import full_pass
-from clusterlab.errors import UserError, problem
+from clusterlab.errors import exit_on_error, problem
 from clusterlab.files import write_atomically
 from clusterlab.folders import PhaseFolder
 from clusterlab.models.base import DeepClustering
@@ -62,8 +62,7 @@ class Predictor:
                 _size(images.shape[1:]),
                 "bring them to what the run was trained on",
             )
-        batches = Batches(images, InOrder(len(images), ClusterData.encode_batch_size))
-        q = full_pass(self.model, self.model, batches, torch.device("cpu"))
+        q = full_pass(self.model, self.model, in_order(images), torch.device("cpu"))
         return q.argmax(1).numpy(), q.numpy()
 
     def read(self, path: Path) -> Samples:
@@ -133,7 +132,7 @@ def _size(shape: tuple[int, ...] | torch.Size) -> str:
 
 def main() -> None:
     """Predict from the command line: ``key=value`` arguments as in training."""
-    try:
+    with exit_on_error(OSError):
         arguments = dict(text.partition("=")[::2] for text in sys.argv[1:])
         if not {"run", "input"} <= arguments.keys() <= {"run", "input", "output"}:
             raise problem(USAGE, " ".join(sys.argv[1:]) or "nothing", "give both")
@@ -142,9 +141,6 @@ def main() -> None:
         labels, q = predictor.predict(samples.x)
         output = Path(arguments.get("output", "predictions.csv"))
         write_predictions(output, labels, q, samples.files)
-    except (UserError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
     sizes = np.bincount(labels, minlength=q.shape[1])
     print(f"{len(labels)} samples, cluster sizes {' '.join(map(str, sizes))}, written to {output}")
 

@@ -23,7 +23,7 @@ from clusterlab.models.idcec import IDCEC
 from clusterlab.networks import Classifier, PooledAutoencoder
 from clusterlab.predict import load
 from clusterlab.training import run
-from conftest import KillAt, KilledError, composed
+from conftest import LITTLE_IDCEC, KillAt, KilledError, composed
 
 Train = Callable[..., Trainer]
 Compose = Callable[..., DictConfig]
@@ -326,21 +326,13 @@ def test_what_cannot_be_is_refused(threshold: Any, tolerance: Any) -> None:
 
 # Whole runs
 
-LITTLE = (
-    *("model=idcec", "data=npz", "data.batch_size=40", "n_clusters=5", "trainer=cpu"),
-    *("network.filters=[4,6,8]", "model.classifier.filters=[4,6]", "model.n_init=2"),
-    *("phases.pretrain.max_epochs=2", "phases.finetune.max_steps=12", "figures=false"),
-    *("phases.finetune.update_interval=5", "phases.finetune.tolerance=0"),
-    *("phases.retrain.max_epochs=3", "phases.retrain.tolerance=0"),
-)
-
 
 @pytest.fixture(scope="module")
 def finished(
     little_npz: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DictConfig, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("idcec")
-    cfg = composed(folder, *LITTLE, f"data.path={little_npz}")
+    cfg = composed(folder, *LITTLE_IDCEC, f"data.path={little_npz}")
     return cfg, run(cfg)
 
 
@@ -367,14 +359,14 @@ def test_thresholds_share_everything_before_module_b(
     cfg, record = finished
     made = {}
     for name, override in (("lambda", "phases.retrain.threshold=1.5"), ("alpha", "loss.alpha=0.2")):
-        other = compose(*LITTLE, f"data.path={little_npz}", override)
+        other = compose(*LITTLE_IDCEC, f"data.path={little_npz}", override)
         other.run_dir, other.output_dir = str(tmp_path / name), cfg.output_dir
         made[name] = run(other)["phases"]
     reused = {name: [p.get("reused") for p in phases.values()] for name, phases in made.items()}
     assert reused == {"lambda": [True, True, None], "alpha": [True, False, None]}
     assert made["lambda"]["retrain"]["n_reliable"] == 5
     assert record["phases"]["retrain"]["n_reliable"] > 100
-    alone = compose(*LITTLE, f"data.path={little_npz}", "pretrained_dir=null")
+    alone = compose(*LITTLE_IDCEC, f"data.path={little_npz}", "pretrained_dir=null")
     alone.run_dir = str(tmp_path / "alone")
     assert run(alone)["metrics"] == record["metrics"]
     for phase in ("pretrain", "finetune", "retrain"):
@@ -392,7 +384,7 @@ def test_labels_do_not_steer(
     with np.load(cfg.data.path) as stored:
         x, y = stored["x"], stored["y"]
     np.savez(tmp_path / "little.npz", x=x, y=np.random.default_rng(0).permutation(y))
-    other = compose(*LITTLE, f"data.path={tmp_path / 'little.npz'}")
+    other = compose(*LITTLE_IDCEC, f"data.path={tmp_path / 'little.npz'}")
     again = run(other)
     assert again["phases"]["retrain"]["n_reliable"] == record["phases"]["retrain"]["n_reliable"]
     one, two = (
@@ -409,7 +401,7 @@ def test_a_lost_phase_is_made_again(
     shutil.copytree(cfg.run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "retrain")
     (tmp_path / "run" / "result.json").unlink()
-    other = compose(*LITTLE, f"data.path={cfg.data.path}")
+    other = compose(*LITTLE_IDCEC, f"data.path={cfg.data.path}")
     other.output_dir = cfg.output_dir
     again = run(other)
     assert again["metrics"] == record["metrics"]

@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from clusterlab.data.datamodule import Batches, ClusterData, InOrder
+from clusterlab.data.datamodule import in_order
 from clusterlab.distributed import full_pass
 from clusterlab.errors import problem
 from clusterlab.files import write_atomically
@@ -58,8 +58,7 @@ class EmbeddingHistory(Callback):
             generator = torch.Generator().manual_seed(pl_module.seed)
             chosen = torch.randperm(len(x), generator=generator)[: self.n_samples]
             self.index = chosen.sort().values
-        network, some = pl_module.network, x[self.index]
-        batches = Batches(some, InOrder(len(some), ClusterData.encode_batch_size))
+        network, batches = pl_module.network, in_order(x[self.index])
         z = full_pass(network.encode, network, batches, pl_module.device)
         self.steps.append(trainer.global_step)
         self.z.append(z.cpu())

@@ -116,6 +116,11 @@ class Batches:
             yield {"index": index, "x": x}
 
 
+def in_order(x: Tensor) -> Batches:
+    """Return batches of all images ``(N, C, H, W)`` in order, on one process."""
+    return Batches(x, InOrder(len(x), ClusterData.encode_batch_size))
+
+
 class ClusterData(LightningDataModule):
     """Hold the samples and hand out loaders; a batch never contains a label.
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from clusterlab.data.images import decode
 from clusterlab.data.samples import Samples
@@ -65,7 +64,7 @@ def ytf(
         kept = np.linspace(0, len(files) - 1, n_samples).round().astype(int).tolist()
         files, y = [files[i] for i in kept], [y[i] for i in kept]
     with ThreadPoolExecutor() as pool:
-        faces = list(pool.map(lambda file: _face(file, size, crop), files))
+        faces = list(pool.map(lambda file: decode(file, 3, (size, size), crop), files))
     names = tuple(folder.name.replace("_", " ") for folder in folders[:subjects])
     relative = tuple(file.relative_to(root).as_posix() for file in files)
     x = torch.from_numpy(np.stack(faces))
@@ -74,7 +73,3 @@ def ytf(
 
 def _video_and_frame(file: Path) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", f"{file.parent.name}/{file.stem}")))
-
-
-def _face(file: Path, size: int, crop: float) -> NDArray[np.uint8]:
-    return decode(file, 3, (size, size), crop)

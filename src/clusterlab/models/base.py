@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.centers import kmeans
-from clusterlab.data.datamodule import Batch, Batches, ClusterData, InOrder
+from clusterlab.data.datamodule import Batch, ClusterData, in_order
 from clusterlab.data.samples import Samples
 from clusterlab.distributed import full_pass, interleave
 from clusterlab.errors import problem
@@ -108,8 +108,7 @@ class DeepClustering(LightningModule):
 
     def embed_samples(self, samples: Samples, device: torch.device) -> Tensor:
         """Embed a data set on one device, outside training; shape ``(N, d)``."""
-        batches = Batches(samples.x, InOrder(len(samples), ClusterData.encode_batch_size))
-        return full_pass(self.network.encode, self.to(device).network, batches, device)
+        return full_pass(self.network.encode, self.to(device).network, in_order(samples.x), device)
 
     def assign_samples(self, samples: Samples, z: Tensor) -> Tensor:
         """Return the soft assignment of a data set, shape ``(N, K)``.

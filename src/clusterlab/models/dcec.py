@@ -1,15 +1,12 @@
 """DCEC, and with other networks and weights DEC, IDEC and DEC-conv."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from clusterlab.assignment import soft_assignment
 from clusterlab.data.datamodule import Batch
+from clusterlab.losses import Divergence
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class DCEC(DeepClustering):

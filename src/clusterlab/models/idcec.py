@@ -1,6 +1,5 @@
 """IDCEC: DCEC on a pooled autoencoder, then a classifier trained on the samples it is sure of."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,14 +7,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterlab.assignment import soft_assignment
-from clusterlab.data.datamodule import Batch, Batches, ClusterData, InOrder
+from clusterlab.data.datamodule import Batch, in_order
 from clusterlab.data.samples import Samples
 from clusterlab.distributed import full_pass
-from clusterlab.losses import squared_weights
+from clusterlab.losses import Divergence, squared_weights
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class IDCEC(DeepClustering):
@@ -120,5 +117,5 @@ class IDCEC(DeepClustering):
         """Let the classifier label all samples, once it is trained."""
         if self.phase != "retrain":
             return super().assign_samples(samples, z)
-        batches = Batches(samples.x, InOrder(len(samples), ClusterData.encode_batch_size))
-        return full_pass(self.classify, self.to(z.device).classifier, batches, z.device)
+        classifier = self.to(z.device).classifier
+        return full_pass(self.classify, classifier, in_order(samples.x), z.device)
