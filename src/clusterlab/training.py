@@ -147,6 +147,7 @@ def train_and_evaluate(
     np.savez_compressed(content, **arrays)
     write_atomically(run_dir / "assignments.npz", content.getvalue())
     scores = evaluate(z, q, samples.y)
+    scores["label_free"]["reconstruction"] = model.reconstruction_error(samples, device)
     paths: dict[str, Path] = {}
     if cfg.figures:
         before = None

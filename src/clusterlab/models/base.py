@@ -120,6 +120,15 @@ class DeepClustering(LightningModule):
         with torch.no_grad():
             return self.assign(z)
 
+    def reconstruction_error(self, samples: Samples, device: torch.device) -> float:
+        """Return the mean squared error of a data set's reconstruction, pixels being in [0, 1]."""
+
+        def error(x: Tensor) -> Tensor:
+            x_hat: Tensor = self.network(x)[1]
+            return (x_hat - x).square().flatten(1).mean(1)
+
+        return float(full_pass(error, self.to(device).network, in_order(samples.x), device).mean())
+
     def embed_dataset(self) -> Tensor:
         """Embed the training's data set in order; ``(N, d)``, the same bits on every rank."""
         return self.over_dataset(self.network.encode, self.network)
