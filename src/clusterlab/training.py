@@ -147,7 +147,6 @@ def train_and_evaluate(
     np.savez_compressed(content, **arrays)
     write_atomically(run_dir / "assignments.npz", content.getvalue())
     scores = evaluate(z, q, samples.y)
-    scores["label_free"]["reconstruction"] = model.reconstruction_error(samples, device)
     paths: dict[str, Path] = {}
     if cfg.figures:
         before = None
@@ -331,6 +330,9 @@ def fit(
         elif isinstance(callback, EmbeddingHistory) and trainer.is_global_zero:
             callback.save(folder.path)
     if trainer.is_global_zero:
+        if name == "pretrain":
+            device = training_device(cfg.trainer)
+            record["reconstruction"] = model.reconstruction_error(data.samples, device)
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])
     return record
