@@ -179,6 +179,15 @@ def test_the_mlp_sees_pixels_of_mean_square_one(
     )
 
 
+def test_sgd_has_the_momentum_of_each_method(compose: Compose) -> None:
+    phases = ("pretrain", "finetune")
+    momenta = {
+        name: [compose(f"model={name}").phases[phase].optimizer.momentum for phase in phases]
+        for name in ("dec", "idec")
+    }
+    assert momenta == {"dec": [0.9, 0.9], "idec": [0.9, 0.99]}
+
+
 def test_pretraining_lasts_as_long_as_the_paper_says(compose: Compose) -> None:
     epochs = {name: compose(f"model={name}").phases.get("pretrain") for name in OVERRIDES}
     assert {name: phase and phase.max_epochs for name, phase in epochs.items()} == {
