@@ -18,8 +18,9 @@ def filled_readme() -> str:
         if f"<!-- {name} -->" not in readme:
             continue
         own = [row for row in published if row["table"] == name]
-        cells = {(row["data"], row["model"]) for row in own}
-        table = lines([row for row in rows if (row["data"], row["model"]) in cells], own, True)
+        cells = {(row["data"], row["model"], row["experiment"]) for row in own}
+        ours = [row for row in rows if (row["data"], row["model"], row["experiment"]) in cells]
+        table = lines(ours, own, missing=True)
         readme = fill(readme, name, render(table, format="markdown"))
     return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
 

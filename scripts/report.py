@@ -52,13 +52,26 @@ def main() -> None:
     drawn = {name: f"{label}, %" for name, label in SHORT.items()}
     drawn |= {name: name for name in arguments.also}
     for setting, curves in sweeps(table).items():
-        points = {
-            curve: [
+        points = {}
+        for curve, swept in curves.items():
+            points[curve] = [
                 (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
                 for value, line in swept
             ]
-            for curve, swept in curves.items()
-        }
+            theirs = [
+                (
+                    value,
+                    {
+                        f"{label}, %": (s, None)
+                        for n, label in SHORT.items()
+                        if (s := line.theirs(n))
+                    },
+                )
+                for value, line in swept
+                if line.published and line.published.get("setting")
+            ]
+            if theirs:
+                points[f"{curve}, paper"] = theirs
         save(over_setting(setting, points), arguments.out / f"{setting}.png")
     print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)
 

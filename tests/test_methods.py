@@ -250,18 +250,18 @@ def test_without_labels(compose: Compose, little_npz: Path, tmp_path: Path) -> N
     assert record["label_free"]["silhouette"] is not None
 
 
-def tsne(*argv: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "tsne.py"), *map(str, argv)]
+def maps(*argv: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "maps.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_figure_3_has_the_same_samples_side_by_side(methods: Methods, tmp_path: Path) -> None:
     runs = [methods[name][0] for name in ("cae_kmeans", "dec_conv", "dcec")]
-    done = tsne(*runs, "--out", tmp_path / "figure.png", "--samples", 50)
+    done = maps(*runs, "--out", tmp_path / "figure.png", "--samples", 50)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'figure.png'}\n"
     height, width, _ = imread(tmp_path / "figure.png").shape
     assert width > 2.5 * height
-    done = tsne(tmp_path)
+    done = maps(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: Expected a finished run, got no assignments.npz in ")

@@ -177,6 +177,53 @@ def test_lines_nobody_ran_have_their_published_number_and_a_command() -> None:
     assert (first["seeds"], first["accuracy"], first["accuracy_published"]) == ("0", "", "0.7900")
 
 
+def test_a_run_of_an_experiment_stands_beside_that_papers_number() -> None:
+    published = [paper(), paper(table="da", experiment="da", accuracy="0.98")]
+    rows = [row(), row(experiment="da", commit="1" * 40), row(experiment="x", commit="2" * 40)]
+    assert [round(line.theirs("accuracy") or 0) for line in lines(rows, published)] == [79, 98, 79]
+    alone = lines(rows[1:2], published, missing=True)
+    assert [(len(line.rows), round(line.theirs("accuracy") or 0)) for line in alone] == [
+        *((1, 98), (0, 79)),
+    ]
+
+
+def shares(*values: str) -> list[dict[str, str]]:
+    """Make a record for each share of known labels, with an ACC of 0.6 plus the share."""
+    return [
+        row(
+            accuracy=str(0.6 + float(value)),
+            settings_sha256=f"{value:0>64}",
+            **{"config.data.labelled": value, "metrics_unlabelled.accuracy": "0.55"},
+        )
+        for value in values
+    ]
+
+
+def test_published_numbers_of_a_setting_stand_beside_that_setting() -> None:
+    published = [
+        paper(setting=f"data.labelled={value}", accuracy=accuracy)
+        for value, accuracy in (("0", "0.58"), ("0.1", "0.8"), ("0.5", "0.9"))
+    ]
+    table = lines(shares("0.5", "0.3", "0.10"), published, missing=True)
+    told = [(dict(line.different), len(line.rows), line.theirs("accuracy")) for line in table]
+    assert told == [
+        ({"data.labelled": "0.10"}, 1, pytest.approx(80)),
+        ({"data.labelled": "0.3"}, 1, None),
+        ({"data.labelled": "0.5"}, 1, pytest.approx(90)),
+        ({"data.labelled": "0"}, 0, pytest.approx(58)),
+    ]
+    laid = render(table, format="markdown")
+    head, _, tenth, *_ = laid.splitlines()
+    assert dict(zip(cells(head), cells(tenth), strict=True)) | {"minutes": ""} == {
+        **{"data": "usps", "method": "dcec", "runs": "data.labelled=0.10", "seeds": "1"},
+        **{"ACC": "70.0", "ACC, paper": "80.0", "ACC Δ": "-10.0"},
+        **{"NMI": "70.0", "NMI, paper": "82.6", "NMI Δ": "-12.6", "ARI": "60.0", "F1": "50.0"},
+        **{"ACC unlabelled": "55.0", "minutes": ""},
+    }
+    command = "experiment=dcec_table1 data=usps model=dcec data.labelled=0"
+    assert f"not run: python train.py -m {command}" in laid
+
+
 # Formats
 
 
@@ -388,11 +435,11 @@ def test_the_readme_is_what_the_records_say() -> None:
 def test_every_published_number_has_a_command_and_a_source() -> None:
     published = read_records(ROOT / "results" / "published.csv")
     assert published
-    keys = {(line["table"], line["data"], line["model"]) for line in published}
+    keys = {(line["table"], line["data"], line["model"], line["setting"]) for line in published}
     assert len(keys) == len(published)
     for line in published:
         assert line["paper"], line
-        assert line["place"].startswith("Table "), line
+        assert line["place"].startswith(("Table ", "README of github.com/")), line
         assert (ROOT / "conf" / "experiment" / f"{line['experiment']}.yaml").exists()
         assert (ROOT / "conf" / "model" / f"{line['model']}.yaml").exists()
         assert (ROOT / "conf" / "data" / f"{line['data']}.yaml").exists()

@@ -1,6 +1,7 @@
 """The figures show what they say they show."""
 
 import math
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from clusterlab import curves, metrics, viz
+from clusterlab.errors import UserError
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -389,7 +391,7 @@ def test_no_global_state_is_left_behind():
 def test_maps_side_by_side_show_the_same_samples_in_the_same_colours():
     groups = torch.arange(30) % 3
     z = torch.randn(30, 4) + 9 * groups[:, None]
-    figure = viz.tsne_side_by_side({"one": z, "other": -z}, groups, ["a", "b", "c"])
+    figure = viz.side_by_side([("one", z), ("other", -z)], groups, ["a", "b", "c"])
     draw(figure)
     assert [axes.get_title() for axes in figure.axes] == ["one", "other"]
     one, other = (axes.collections[0] for axes in figure.axes)
@@ -397,6 +399,25 @@ def test_maps_side_by_side_show_the_same_samples_in_the_same_colours():
     assert np.array_equal(one.get_facecolors(), other.get_facecolors())
     assert len(np.unique(one.get_facecolors(), axis=0)) == 3
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["0  a", "1  b", "2  c"]
+
+
+@pytest.mark.slow  # numba compiles umap-learn for half a minute
+def test_umap_is_seeded_and_keeps_blobs_together():
+    pytest.importorskip("umap")
+    z, labels = blobs(3, each=20)
+    points = viz.umap(z)
+    assert torch.equal(points, viz.umap(z))
+    assert metrics.silhouette(points, labels) > 0.5
+    figure = viz.side_by_side([("one", z)], labels, method="UMAP")
+    assert suptitle(figure) == "UMAP of the same 60 samples"
+    with pytest.raises(UserError, match="at least 4 samples to map, got 3"):
+        viz.umap(z[:3])
+
+
+def test_umap_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"umap-learn .* got none installed; install it with pip"):
+        viz.umap(torch.randn(9, 2))
 
 
 def test_maps_of_a_moving_embedding():

@@ -121,15 +121,17 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
     title = f"{record['model']} on {record['data']}, seed {record['seed']}"
     title += f": {record['n_samples']} samples, {record['n_clusters']} clusters"
     scores = Table(title=title, title_justify="left")
-    values = []
-    for name, value in record["metrics"].items():
-        scores.add_column("ACC" if name == "accuracy" else name.upper(), justify="right")
-        values.append("" if value is None else f"{value:.3f}")
-    for name in ("silhouette", "confidence"):
-        scores.add_column(name, justify="right")
-        value = record["label_free"][name]
-        values.append("" if value is None else f"{value:.3f}")
-    scores.add_row(*values)
+    rows = [{"samples": "all", **record["metrics"], **record["label_free"]}]
+    heads = {name: "ACC" if name == "accuracy" else name.upper() for name in record["metrics"]}
+    heads |= {"silhouette": "silhouette", "confidence": "confidence"}
+    if "metrics_unlabelled" in record:
+        rows.append({"samples": "unlabelled", **record["metrics_unlabelled"]})
+        heads = {"samples": "samples", **heads}
+    for head in heads.values():
+        scores.add_column(head, justify="left" if head == "samples" else "right")
+    for row in rows:
+        values = [row.get(name) for name in heads]
+        scores.add_row(*(f"{v:.3f}" if isinstance(v, float) else v for v in values))
     console.print(scores)
 
     phases = Table()

@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(cfg: DictConfig, data_sha256: str) -> Iterator[Path]:
-    """Hold the run folder: make it, or check that it was made with the same settings.
+def opened(cfg: DictConfig, made_from: Mapping[str, Any]) -> Iterator[Path]:
+    """Hold the run folder: make it, or check that it was made with the same settings and data.
 
     Raises:
         UserError: If it was made with others, holds something else, or cannot be written.
@@ -57,9 +57,7 @@ def opened(cfg: DictConfig, data_sha256: str) -> Iterator[Path]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir, "making this run"):
-            prepare(
-                run_dir, cfg, {**settings_of(cfg), "seed": cfg.seed, "data_sha256": data_sha256}
-            )
+            prepare(run_dir, cfg, {**settings_of(cfg), "seed": cfg.seed, **made_from})
             yield run_dir
     except OSError as error:
         if (run_dir / "settings.json").exists():

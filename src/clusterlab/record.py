@@ -20,24 +20,31 @@ from clusterlab.metrics import (
 )
 
 
-def evaluate(z: Tensor, q: Tensor, y: Tensor | None) -> dict[str, Any]:
+def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None) -> dict[str, Any]:
     """Score a soft assignment with labels, where there are any, and without.
 
     Args:
         z: Embeddings, shape ``(N, d)``.
         q: Soft assignment, shape ``(N, K)``.
         y: Ground truth, shape ``(N,)``, or ``None``.
+        known: Labels that training read, shape ``(N,)``, -1 elsewhere; ``None`` if it reads none.
 
     Returns:
-        ``metrics`` (all ``None`` without labels) and ``label_free``.
+        ``metrics`` (all ``None`` without labels), with known labels ``metrics_unlabelled``, the
+        same of the other samples alone, and ``label_free``.
     """
     labels, n_clusters = q.argmax(1), q.shape[1]
-    metrics: dict[str, float | None] = dict.fromkeys(SCORES)
-    if y is not None:
-        metrics |= score(labels, y, n_clusters)
     sizes = cluster_sizes(labels, n_clusters)
+    scored = {"metrics": torch.ones(len(labels), dtype=torch.bool)}
+    if known is not None:
+        scored["metrics_unlabelled"] = known < 0
+    scores: dict[str, dict[str, float | None]] = {}
+    for name, rows in scored.items():
+        scores[name] = dict.fromkeys(SCORES)
+        if y is not None and rows.any():
+            scores[name] |= score(labels[rows], y[rows], n_clusters)
     return {
-        "metrics": metrics,
+        **scores,
         "label_free": {
             "silhouette": silhouette(z, labels),
             "confidence": mean_confidence(q),

@@ -20,6 +20,7 @@ from clusterlab.results import CONFIG, Row
 # What must agree among the runs of one mean.
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
+UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
 FORMATS = ("text", "markdown", "latex", "csv")
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
 
@@ -46,9 +47,10 @@ class Line:
     def ours(self, name: str) -> Score | None:
         """Return mean and deviation of a score over seeds; ``None`` without labels or runs.
 
-        In percent for the four scores; any other number of the records is left as it is.
+        In percent for the four scores, of whatever samples or phase; any other number of the
+        records is left as it is.
         """
-        factor = 100 if name in SCORES else 1
+        factor = 100 if name.rpartition(".")[2] in SCORES else 1
         values = [factor * float(row[name]) for row in self.rows if row.get(name)]
         return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
 
@@ -66,13 +68,14 @@ class Line:
 def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
     """Put runs that differ in their seed alone into one line each, beside the published number.
 
-    Lines are in the order of the published table, then by name. Runs of a method that differ in
-    settings, data, revision or device are lines of their own, which say in what.
+    Lines are in the order of the published table, then by name, and by value where a setting was
+    swept. Runs of a method that differ in settings, data, revision or device are lines of their
+    own, which say in what.
 
     Args:
         rows: Records, one a run.
-        published: Published numbers, see ``results/published.csv``; where several papers have one
-            for the same method and data, the first counts.
+        published: Published numbers, see ``results/published.csv``; where several have the method
+            and the data, the first for the same experiment counts, else the first.
         missing: Also give published lines that nobody ran.
 
     Raises:
@@ -81,25 +84,68 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
     methods: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         methods.setdefault((row["data"], row["model"]), []).append(row)
-    order: dict[tuple[str, str], Row] = {}
-    for row in published:
-        order.setdefault((row["data"], row["model"]), row)
+    order = dict.fromkeys((row["data"], row["model"]) for row in published)
     wanted = [key for key in order if missing or key in methods]
-    table = []
+    table: list[Line] = []
     for data, method in [*wanted, *sorted(methods.keys() - order.keys())]:
+        own = [row for row in published if (row["data"], row["model"]) == (data, method)]
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in methods.get((data, method), []):
             groups.setdefault(tuple(row.get(name, "") for name in SAME), []).append(row)
         told = differences([group[0] for group in groups.values()])
+        found = []
         for group, different in zip(groups.values(), told, strict=True):
             seeds = sorted(int(row["seed"]) for row in group)
             if len(set(seeds)) < len(seeds):
                 raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
-            theirs = order.get((data, method))
-            table.append(Line(data, method, tuple(group), theirs, different))
-        if not groups:
-            table.append(Line(data, method, (), order[data, method], {}))
+            theirs = published_for(group[0], own)
+            found.append(Line(data, method, tuple(group), theirs, different))
+        table += sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
+        if missing:
+            there = [_which(line.published) for line in found if line.published]
+            left = {_which(row): row for row in reversed(own) if _which(row) not in there}
+            for row in reversed(left.values()):
+                setting = dict([row["setting"].split("=")]) if row.get("setting") else {}
+                table.append(Line(data, method, (), row, setting))
     return table
+
+
+def published_for(row: Row, published: Sequence[Row]) -> Row | None:
+    """Choose the published number to put beside a record.
+
+    Args:
+        row: The record.
+        published: Published numbers of its method and data.
+
+    Returns:
+        The first that has no setting or the record's, of the same experiment if there is one.
+
+    Example:
+        >>> tenth = {"setting": "data.labelled=0.1", "experiment": "some", "accuracy": "0.9"}
+        >>> published_for({"config.data.labelled": "0.10", "experiment": ""}, [tenth])["accuracy"]
+        '0.9'
+        >>> published_for({"config.data.labelled": "0.2", "experiment": ""}, [tenth])
+    """
+    fitting = []
+    for line in published:
+        name, _, value = (line.get("setting") or "").partition("=")
+        ours = row.get(CONFIG + name, "")
+        if not name or ours == value or _number(ours) == _number(value) < math.inf:
+            fitting.append(line)
+    same = [line for line in fitting if line["experiment"] == row.get("experiment")]
+    return next(iter(same or fitting), None)
+
+
+def _which(published: Row) -> tuple[str, str]:
+    return published.get("setting") or "", published["experiment"]
+
+
+def _number(text: str) -> float:
+    """Return a number as it is and anything else as infinite, so that it comes last."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
 
 
 def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -159,6 +205,10 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
             row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
+    for name in UNLABELLED:
+        if ours := line.ours(f"metrics_unlabelled.{name}"):
+            deviation = "" if ours[1] is None else f" ± {ours[1]:.1f}"
+            row[f"{SHORT[name]} unlabelled"] = f"{ours[0]:.1f}{deviation}"
     for name in also:
         if found := line.ours(name):
             row[name] = f"{found[0]:.6g}" + ("" if found[1] is None else f" ± {found[1]:.3g}")
@@ -178,6 +228,8 @@ def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
             row[f"{name}_std"] = "" if ours[1] is None else f"{ours[1] / 100:.6f}"
         if (theirs := line.theirs(name)) is not None:
             row[f"{name}_published"] = f"{theirs / 100:.4f}"
+        if ours := line.ours(f"metrics_unlabelled.{name}"):
+            row[f"{name}_unlabelled"] = f"{ours[0] / 100:.6f}"
     for name in also:
         if found := line.ours(name):
             row[name] = f"{found[0]:.9g}"
@@ -214,6 +266,7 @@ def render(
             shared[name] = values.pop()
             rows = [{head: cell for head, cell in row.items() if head != name} for row in rows]
     scores = [f"{s}{kind}" for s in SHORT.values() for kind in ("", " paper", " diff")]
+    scores += [f"{SHORT[name]} unlabelled" for name in UNLABELLED]
     order = ["data", "method", "runs", "seeds", *scores, *also, "minutes", "device", "revision"]
     heads = [head for head in order if any(row.get(head) for row in rows)]
     body = [[row.get(head, "") for head in heads] for row in rows]
@@ -250,12 +303,14 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
     missing: dict[tuple[str, str], list[str]] = {}
     for line in table:
         if line.published and not line.rows:
-            missing.setdefault((line.published["experiment"], line.data), []).append(line.method)
+            setting = line.published.get("setting") or ""
+            experiment = f"experiment={line.published['experiment']} data={line.data}"
+            missing.setdefault((experiment, setting), []).append(line.method)
     return [
         " ".join([text, *other]),
         *(
-            f"not run: python train.py -m experiment={name} data={data} model={','.join(methods)}"
-            for (name, data), methods in missing.items()
+            f"not run: python train.py -m {experiment} model={','.join(methods)} {setting}".rstrip()
+            for (experiment, setting), methods in missing.items()
         ),
     ]
 
@@ -289,7 +344,7 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
     found: dict[str, dict[str, list[tuple[float, Line]]]] = {}
     for line in table:
         for name, value in line.different.items():
-            if name in SAME or not _is_number(value):
+            if name in SAME or not math.isfinite(_number(value)):
                 continue
             rest = [f"{n}={v}" for n, v in line.different.items() if n != name]
             curve = ", ".join([f"{line.method} on {line.data}", *rest])
@@ -300,13 +355,6 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
         if long:
             swept[name] = long
     return swept
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 # The README

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from clusterlab.callbacks import (
 from clusterlab.callbacks.history import FILE as HISTORY
 from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
 from clusterlab.data.datamodule import ClusterData
+from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import is_rank_zero
 from clusterlab.files import (
@@ -64,19 +66,28 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_phases(cfg.phases)
     samples: Samples = build(cfg.data.source)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
+    reads: dict[str, Any] = {}  # by models that learn from some labels
+    if "labelled" in cfg.data:
+        labelled, stratified = cfg.data.labelled, cfg.data.stratified
+        reads["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
+        samples = replace(samples, **reads)
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     cfg.network.image_shape = list(samples.image_shape)
     if "scale" in cfg.network and cfg.network.scale is None:
         cfg.network.scale = samples.unit_scale()
-    model: DeepClustering = build(cfg.model, network=build(cfg.network))
+    model: DeepClustering = build(cfg.model, network=build(cfg.network), **reads)
 
     if cfg.init_from is not None:
         load_network(Path(cfg.init_from), model)
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
         train_phases(cfg, model, data, Path(cfg.run_dir), device)
         return {}
-    with opened(cfg, samples.sha256) as run_dir:
+    made_from: dict[str, Any] = {"data_sha256": samples.sha256}
+    if samples.known is not None:
+        made_from["known_sha256"] = digest(samples.known)
+        made_from["n_known"] = int((samples.known >= 0).sum())
+    with opened(cfg, made_from) as run_dir:
         result_file = run_dir / "result.json"
         if result_file.exists():
             result: dict[str, Any] = json.loads(result_file.read_text())
@@ -90,8 +101,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             "experiment": cfg.experiment_name,
             "n_samples": len(samples),
             "n_clusters": cfg.n_clusters,
-            "data_sha256": samples.sha256,
             "labels_sha256": None if samples.y is None else digest(samples.y),
+            **made_from,
             "settings_sha256": settings_digest(settings_of(cfg)),
             **environment(device),
         }
@@ -146,7 +157,7 @@ def train_and_evaluate(
         arrays["files"] = np.array(samples.files)
     np.savez_compressed(content, **arrays)
     write_atomically(run_dir / "assignments.npz", content.getvalue())
-    scores = evaluate(z, q, samples.y)
+    scores = evaluate(z, q, samples.y, samples.known)
     paths: dict[str, Path] = {}
     if cfg.figures:
         before = None

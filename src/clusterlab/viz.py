@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from clusterlab.data.samples import as_float
+from clusterlab.errors import problem
 from clusterlab.files import write_atomically
 from clusterlab.metrics import accuracy, contingency, match
 
@@ -130,6 +131,23 @@ def tsne(z: Tensor, seed: int = 0, start: Tensor | None = None) -> Tensor:
     return torch.as_tensor(model.fit_transform(z.detach().cpu().float().numpy()))
 
 
+def umap(z: Tensor, seed: int = 0) -> Tensor:
+    """Return a UMAP map ``(n, 2)`` of embeddings ``(n, d)``.
+
+    Raises:
+        UserError: If umap-learn is not installed, or there are fewer than 4 embeddings.
+    """
+    try:
+        from umap import UMAP
+    except ImportError:
+        remedy = "install it with pip install 'clusterlab[umap]', or take t-SNE"
+        raise problem("umap-learn for UMAP maps", "none installed", remedy) from None
+    if len(z) < 4:
+        raise problem("at least 4 samples to map", len(z), "draw more")
+    model = UMAP(n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1)
+    return torch.as_tensor(model.fit_transform(z.detach().cpu().float().numpy()))
+
+
 @style
 def tsne_panels(
     before: Tensor | None,
@@ -174,25 +192,31 @@ def tsne_panels(
 
 
 @style
-def tsne_side_by_side(
-    embeddings: Mapping[str, Tensor],
+def side_by_side(
+    embeddings: Sequence[tuple[str, Tensor]],
     groups: Tensor,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
+    method: str = "t-SNE",
 ) -> Figure:
-    """Draw t-SNE maps of several embeddings of the same samples, in the same colours.
+    """Draw maps of several embeddings of the same samples, in the same colours.
 
     Args:
-        embeddings: By title, embeddings of shape ``(n, d)``.
+        embeddings: Titles and embeddings of shape ``(n, d)``.
         groups: What the colours show, such as the class; shape ``(n,)``.
         class_names: One name a class.
-        seed: Seed of t-SNE.
+        seed: Seed of the maps.
+        method: ``t-SNE`` or ``UMAP``.
+
+    Raises:
+        UserError: If umap-learn is needed and not installed.
     """
-    title = f"t-SNE of the same {len(groups):,} samples"
+    arrange = {"t-SNE": tsne, "UMAP": umap}[method]
+    title = f"{method} of the same {len(groups):,} samples"
     figure, grid = panel_grid(1, len(embeddings), 4.2, 4.1, title)
     colours = torch.arange(int(groups.max()) + 1)
-    for axes, (name, z) in zip(grid[0], embeddings.items(), strict=True):
-        _scatter(axes, tsne(z, seed).numpy(), groups.numpy(), colours.numpy())
+    for axes, (name, z) in zip(grid[0], embeddings, strict=True):
+        _scatter(axes, arrange(z, seed).numpy(), groups.numpy(), colours.numpy())
         axes.set_title(name)
     _explain(figure, class_names)
     return figure

@@ -29,6 +29,8 @@ class Samples:
         files: One file name a sample, for data that came from files.
         class_names: One name a class, where the data set has them.
         sha256: Digest of the images as prepared; computed from ``x`` when left empty.
+        known: Labels that training may read, shape ``(N,)``, -1 where unknown; ``None`` for
+            methods that read none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Samples:
     files: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
     sha256: str = field(default="")
+    known: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Fill in the digest."""

@@ -1,12 +1,15 @@
-"""What the papers compare themselves with: clustering without a finetune phase."""
+"""What the papers compare themselves with: no finetune phase, clusters or classes as they come."""
 
 import torch
+from sklearn.base import ClassifierMixin
 from sklearn.manifold import spectral_embedding
 from sklearn.neighbors import kneighbors_graph
 from torch import Tensor, nn
 
 from clusterlab.data.samples import Samples, as_float
+from clusterlab.errors import problem
 from clusterlab.models.base import DeepClustering
+from clusterlab.models.sdcec import class_means
 from clusterlab.networks import Autoencoder
 
 
@@ -64,3 +67,59 @@ class Spectral(DeepClustering):
             )
             self._embedding = torch.as_tensor(z, dtype=torch.float32) * len(x) ** 0.5
         return self._embedding.to(device)
+
+
+class EmbeddingClassifier(DeepClustering):
+    """Train a classifier on the embeddings of the samples whose label is known.
+
+    What a semi-supervised method must beat: the same pretrained network, the same known labels, and
+    a classifier of scikit-learn's. Unknown samples are of no use to it.
+
+    Args:
+        network: The autoencoder.
+        classifier: From ``sklearn``, with ``predict_proba``.
+        n_clusters: K, the number of classes.
+        seed: Seed of the pretraining.
+        known: Known labels in 0..K-1, -1 where unknown; shape ``(N,)``. ``None`` for a trained
+            model.
+    """
+
+    def __init__(
+        self,
+        network: Autoencoder,
+        classifier: ClassifierMixin,
+        n_clusters: int,
+        seed: int,
+        known: Tensor | None = None,
+    ) -> None:
+        super().__init__(network, n_clusters, seed)
+        self.classifier = classifier
+        self.known = known
+
+    @property
+    def inductive(self) -> bool:
+        """False: the classifier is not among the weights."""
+        return False
+
+    def initial_centers(self, z: Tensor) -> Tensor:
+        """Return the class means, for the figures."""
+        assert self.known is not None
+        return class_means(z, self.known.to(z.device), len(self.centers))[0]
+
+    def assign_samples(self, samples: Samples, z: Tensor) -> Tensor:
+        """Train the classifier and return its probabilities of all samples, shape ``(N, K)``.
+
+        Raises:
+            UserError: If it cannot be trained on so few samples.
+        """
+        assert self.known is not None
+        rows, there = z.cpu().numpy(), self.known.numpy() >= 0
+        try:
+            self.classifier.fit(rows[there], self.known.numpy()[there])
+            found = torch.as_tensor(self.classifier.predict_proba(rows), dtype=z.dtype)
+        except ValueError as error:
+            got = f"{there.sum()}: {error}"
+            raise problem("enough labelled samples", got, "raise data.labelled") from None
+        q = found.new_zeros(len(z), len(self.centers))
+        q[:, torch.from_numpy(self.classifier.classes_)] = found
+        return q.to(z.device)

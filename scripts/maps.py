@@ -1,4 +1,4 @@
-"""t-SNE maps of several runs side by side: ``scripts/tsne.py RUN RUN RUN``.
+"""Maps of several runs' embeddings side by side: ``scripts/maps.py RUN RUN RUN``.
 
 Figure 3 of the DCEC paper is the maps of cae_kmeans, dec_conv and dcec on the same 1,000 samples.
 """
@@ -14,23 +14,24 @@ from omegaconf import OmegaConf
 from clusterlab.checks import build
 from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.viz import save, tsne_side_by_side
+from clusterlab.viz import save, side_by_side
 
 
 def main() -> None:
     """Draw the same samples in each run's embedding, coloured by class or by the last's cluster."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders on the same data")
-    parser.add_argument("--out", type=Path, default=Path("tsne.png"))
+    parser.add_argument("--out", type=Path, default=Path("maps.png"))
+    parser.add_argument("--method", choices=("t-SNE", "UMAP"), default="t-SNE")
     parser.add_argument("--samples", type=int, default=1000, help="how many are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice and of t-SNE")
+    parser.add_argument("--seed", type=int, default=0, help="of their choice and of the maps")
     arguments = parser.parse_args()
     with exit_on_error():
-        draw(arguments.runs, arguments.out, arguments.samples, arguments.seed)
+        draw(arguments.runs, arguments.out, arguments.samples, arguments.seed, arguments.method)
     print(arguments.out)
 
 
-def draw(runs: list[Path], out: Path, n_samples: int, seed: int) -> None:
+def draw(runs: list[Path], out: Path, n_samples: int, seed: int, method: str) -> None:
     """Read the embeddings that the runs left, and draw them."""
     records = []
     for run in runs:
@@ -44,17 +45,19 @@ def draw(runs: list[Path], out: Path, n_samples: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shown = torch.randperm(len(samples), generator=generator)[:n_samples].sort().values
 
-    embeddings, labels = {}, torch.zeros(len(samples))
+    embeddings, labels = [], torch.zeros(len(samples))
     for run, record in zip(runs, records, strict=True):
         with np.load(run / "assignments.npz") as stored:
             z, labels = torch.from_numpy(stored["z"]), torch.from_numpy(stored["label"])
         accuracy = record["metrics"]["accuracy"]
         title = f"{record['model']} on {record['data']}, seed {record['seed']}"
+        if "n_known" in record:
+            title += f", {record['n_known'] / record['n_samples']:.1%} labelled"
         title += "" if accuracy is None else f": ACC {accuracy:.1%}"
-        embeddings[title] = z[shown]
+        embeddings.append((title, z[shown]))
     groups = labels if samples.y is None else samples.y
     names = None if samples.y is None else samples.class_names
-    save(tsne_side_by_side(embeddings, groups[shown], names, seed), out)
+    save(side_by_side(embeddings, groups[shown], names, seed, method), out)
 
 
 if __name__ == "__main__":

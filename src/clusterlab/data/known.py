@@ -1,0 +1,153 @@
+"""Known labels: the few that semi-supervised training may read."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterlab.data.samples import Samples
+from clusterlab.errors import problem
+from clusterlab.seeding import derive_seed
+
+UNKNOWN = -1
+HEADS = (["file", "label"], ["index", "label"])
+
+
+def known_labels(
+    samples: Samples, labelled: float | str, stratified: bool, n_clusters: int, seed: int
+) -> Tensor:
+    """Return the labels that training may read.
+
+    Args:
+        samples: The data set.
+        labelled: A share of the samples as a fraction, so many of each class as a whole number, or
+            a file of known labels, see ``read``.
+        stratified: Whether a share is drawn from each class in proportion, rather than from all
+            samples at random.
+        n_clusters: K.
+        seed: Seed of the draw.
+
+    Returns:
+        Labels in 0..K-1, and -1 where unknown; shape ``(N,)``, ``int64``.
+
+    Raises:
+        UserError: If the file is not readable as labels, nothing can be drawn, a class of the data
+            is left without a label by the draw, or there are more classes than clusters.
+    """
+    remedy = "set data.labelled to a fraction, a whole number, or a file"
+    if isinstance(labelled, str):
+        known = read(Path(labelled).expanduser(), samples, n_clusters)
+    elif isinstance(labelled, bool) or not isinstance(labelled, int | float) or labelled < 0:
+        raise problem("labels to draw, or a file of them", f"data.labelled={labelled}", remedy)
+    elif isinstance(labelled, float) and labelled > 1:
+        raise problem("a share of at most 1.0", f"data.labelled={labelled}", remedy)
+    elif labelled == 0:
+        known = torch.full((len(samples),), UNKNOWN)
+    elif samples.y is None:
+        got = f"none in '{samples.name}'"
+        raise problem("labels to draw from", got, "set data.labelled to a file of known labels")
+    else:
+        known = draw(samples.y, labelled, stratified, derive_seed(seed, "labelled"))
+        left = sorted(set(samples.y.tolist()) - set(known.tolist()))
+        if left:
+            names = samples.class_names or tuple(map(str, range(left[-1] + 1)))
+            got = f"none of {', '.join(names[k] for k in left)}"
+            remedy = "raise data.labelled, or set data.stratified=true or another seed"
+            raise problem("a labelled sample of every class", got, remedy)
+    if int(known.max()) >= n_clusters:
+        got = f"a class of number {int(known.max())}"
+        raise problem(f"classes for {n_clusters} clusters", got, "raise n_clusters")
+    return known
+
+
+def draw(y: Tensor, labelled: float, stratified: bool, seed: int) -> Tensor:
+    """Keep some labels at random, without replacement, and hide the others.
+
+    Args:
+        y: Labels of all samples, shape ``(N,)``, ``int64`` in 0..k-1.
+        labelled: Share of the samples as a ``float``, or number of each class as an ``int``.
+        stratified: Whether a share is kept of each class in proportion: the number of a class is
+            then at most one off.
+        seed: Seed of the draw.
+
+    Returns:
+        The kept labels, and -1 for the others; shape ``(N,)``.
+
+    Example:
+        >>> y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+        >>> known = draw(y, 0.1, stratified=True, seed=0)
+        >>> [int((known == k).sum()) for k in range(3)]
+        [6, 3, 1]
+    """
+    order = np.random.default_rng(seed).permutation(len(y))
+    shuffled = y.numpy()[order]
+    sizes = np.bincount(y.numpy())
+    if isinstance(labelled, int):
+        wanted = np.minimum(sizes, labelled)
+    elif stratified:
+        share = labelled * sizes
+        wanted = share.astype(int)
+        # What rounding down left over goes to the largest remainders.
+        missing = round(labelled * len(y)) - wanted.sum()
+        wanted[np.argsort(wanted - share, kind="stable")[:missing]] += 1
+    else:
+        wanted = np.bincount(shuffled[: round(labelled * len(y))], minlength=len(sizes))
+    known = torch.full_like(y, UNKNOWN)
+    for k, n in enumerate(wanted):
+        index = torch.from_numpy(order[shuffled == k][:n])
+        known[index] = y[index]
+    return known
+
+
+def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
+    """Read known labels from a file.
+
+    Args:
+        path: A ``.npy`` file with one label a sample, -1 where unknown; or a ``.csv`` file with the
+            columns ``file,label``, for data of files, or ``index,label``, and a row for each
+            labelled sample. A label is the name of a class, or its number from 0.
+        samples: The data set.
+        n_clusters: K, the number of classes that can be meant.
+
+    Returns:
+        Labels, shape ``(N,)``, ``int64``, -1 where unknown.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if not path.is_file():
+        raise problem("a file of known labels", f"nothing at {path}", "correct data.labelled")
+    if path.suffix == ".npy":
+        labels = np.load(path, allow_pickle=False)
+        if labels.shape != (len(samples),):
+            remedy = "give one label a sample, -1 where it is unknown"
+            raise problem(f"shape ({len(samples)},) in {path}", labels.shape, remedy)
+        found = dict(enumerate(labels.tolist()))
+    else:
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            heads = list(rows.fieldnames or [])
+            if heads not in HEADS or (heads[0] == "file" and samples.files is None):
+                expected = "a .npy file, or a CSV with the columns index,label"
+                expected += "" if samples.files is None else " or file,label"
+                raise problem(expected, f"{','.join(heads)} in {path}", "correct its first line")
+            places = {name: i for i, name in enumerate(samples.files or ())}
+            if heads[0] == "index":
+                places = {str(i): i for i in range(len(samples))}
+            found = {}
+            for row in rows:
+                if row[heads[0]] not in places:
+                    got = f"'{row[heads[0]]}' in {path}"
+                    raise problem(f"a sample's {heads[0]}", got, "correct the row")
+                found[places[row[heads[0]]]] = row["label"]
+    numbers = {str(k): k for k in [UNKNOWN, *range(n_clusters)]} | {"": UNKNOWN}
+    numbers |= {name: k for k, name in enumerate(samples.class_names or ())}
+    known = torch.full((len(samples),), UNKNOWN)
+    for i, label in found.items():
+        if str(label).strip() not in numbers:
+            names = ", ".join(samples.class_names or (f"0 to {n_clusters - 1}",))
+            raise problem(f"a label of {names}, or -1", f"'{label}' in {path}", "correct it")
+        known[i] = numbers[str(label).strip()]
+    return known
