@@ -223,3 +223,14 @@ def test_pixels_are_their_own_embedding():
     assert torch.equal(x_hat, x)
     assert network.embedding_dim == 60
     assert not list(network.parameters())
+
+
+def test_fan_in_weights_and_zero_biases():
+    """Uniform within 1 / sqrt(inputs): the deviation of a layer is that bound over sqrt(3)."""
+    network = MLPAutoencoder((1, 28, 28), 10, init="fan_in")
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            assert 0.99 * bound < layer.weight.abs().max() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+            assert not layer.bias.any()

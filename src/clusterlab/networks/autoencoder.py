@@ -49,3 +49,13 @@ def glorot_(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def fan_in_(module: nn.Module) -> None:
+    """Draw a linear layer's weights uniformly within 1 / sqrt(inputs), biases zero; for ``apply``.
+
+    Keras' ``VarianceScaling(1 / 3, "fan_in", "uniform")``.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.uniform_(module.weight, -(module.in_features**-0.5), module.in_features**-0.5)
+        nn.init.zeros_(module.bias)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
-from clusterlab.networks.autoencoder import Autoencoder, glorot_
+from clusterlab.networks.autoencoder import Autoencoder, fan_in_, glorot_
 
 
 class MLPAutoencoder(Autoencoder):
@@ -15,7 +16,8 @@ class MLPAutoencoder(Autoencoder):
     papers call it SAE, for the stacked layer-by-layer pretraining it once had; here as in DCEC it
     is trained end to end.
 
-    Weights are Glorot-uniform with zero biases, Keras' defaults and those of the DCEC network.
+    Weights are Glorot-uniform with zero biases, Keras' defaults and those of the DCEC network, or
+    uniform within ``1 / sqrt(inputs)``, as CDC's code has them for text and Fashion-MNIST.
 
     DEC scales each data set so that the mean square of a pixel is 1, and its weights are only
     trained far enough like this: with pixels in [0, 1], 400 epochs of SGD at 0.01 leave SAE +
@@ -26,6 +28,7 @@ class MLPAutoencoder(Autoencoder):
         embedding_dim: Width of the embedding; the paper takes 10.
         hidden: Widths between input and embedding.
         scale: Factor between the images and what the network sees.
+        init: ``glorot`` or ``fan_in``.
 
     Example:
         >>> import torch
@@ -40,6 +43,7 @@ class MLPAutoencoder(Autoencoder):
         embedding_dim: int,
         hidden: Sequence[int] = (500, 500, 2000),
         scale: float = 1.0,
+        init: Literal["glorot", "fan_in"] = "glorot",
     ) -> None:
         widths = [math.prod(image_shape), *hidden, embedding_dim]
         encoder: list[nn.Module] = [nn.Flatten()]
@@ -50,7 +54,7 @@ class MLPAutoencoder(Autoencoder):
         decoder[-1] = nn.Unflatten(1, tuple(image_shape))  # in place of a ReLU
         encoder.pop()
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim, scale)
-        self.apply(glorot_)
+        self.apply({"glorot": glorot_, "fan_in": fan_in_}[init])
 
 
 class Pixels(Autoencoder):

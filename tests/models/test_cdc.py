@@ -1,0 +1,207 @@
+"""CDC: its losses by double loops, and which parameter gets which gradient."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clusterlab.assignment import soft_assignment, target_distribution
+from clusterlab.loggers import read_csv
+from clusterlab.losses import kl_divergence
+from clusterlab.models.cdc import CDC, affinity_loss, correlation_loss, similarities
+from clusterlab.networks import MLPAutoencoder
+from clusterlab.predict import load
+from clusterlab.training import run
+from conftest import composed
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def similarities_by_loops(x: Array, over_rows: bool) -> Array:
+    n = len(x)
+    kernel = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            kernel[i, j] = 1 / (1 + sum((a - b) ** 2 for a, b in zip(x[i], x[j], strict=True)))
+    total = sum(kernel[i, j] for i in range(n) for j in range(n) if i != j)
+    found = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if over_rows:
+                found[i, j] = kernel[i, j] / sum(kernel[i])
+            elif i != j:
+                found[i, j] = kernel[i, j] / total
+    return found
+
+
+def sharpened_by_loops(c: Array) -> Array:
+    n = len(c)
+    found = np.zeros((n, n))
+    for i in range(n):
+        weights = [c[i, j] ** 2 / sum(c[k, j] for k in range(n)) for j in range(n)]
+        found[i] = [weight / sum(weights) for weight in weights]
+    return found
+
+
+def divergence_by_loops(p: Array, q: Array, over_rows: bool) -> float:
+    n = len(p)
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if p[i, j] > 0:
+                total += p[i, j] * np.log(p[i, j] / q[i, j])
+    return total / n if over_rows else total
+
+
+@pytest.mark.parametrize("over_rows", [True, False])
+def test_losses_equal_double_loops(over_rows: bool) -> None:
+    x, z, q = rand(9, 20), rand(9, 3, seed=1), rand(9, 4, seed=2).softmax(1)
+    c_x, c_z, c_q = (similarities_by_loops(t.numpy(), over_rows) for t in (x, z, q))
+    assert np.allclose(similarities(x, over_rows), c_x, atol=1e-9)
+    assert c_x.sum() == pytest.approx(9 if over_rows else 1)
+    target = sharpened_by_loops(c_z) if over_rows else c_z
+    expected = divergence_by_loops(target, c_x, over_rows)
+    assert correlation_loss(z, x, over_rows).item() == pytest.approx(expected, rel=1e-6)
+    target = sharpened_by_loops(c_q) / (1 if over_rows else 9)
+    expected = divergence_by_loops(target, c_z, over_rows)
+    assert affinity_loss(q, z, over_rows).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_images_are_compared_pixel_by_pixel() -> None:
+    x = rand(5, 1, 4, 4)
+    assert torch.equal(similarities(x), similarities(x.flatten(1)))
+
+
+@pytest.mark.parametrize("over_rows", [True, False])
+def test_gradients_are_those_of_the_losses(over_rows: bool) -> None:
+    x, z, q = rand(6, 8), rand(6, 3, seed=1), rand(6, 4, seed=2).softmax(1)
+    for tensor in (x, z, q):
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: correlation_loss(a, b, over_rows), (z, x))
+    assert torch.autograd.gradcheck(lambda a, b: affinity_loss(a, b, over_rows), (q, z))
+    affinity_loss(q, z, over_rows, gradient=False).backward()  # type: ignore[no-untyped-call]
+    assert q.grad is None
+    assert z.grad is not None
+
+
+def test_duplicates_and_far_samples_are_safe() -> None:
+    """Gradients are finite where samples are the same, and small distances far away survive."""
+    x = rand(4, 3).float()[[0, 0, 1, 2, 2, 3]].requires_grad_()
+    z = torch.zeros(6, 2, requires_grad=True)
+    loss = correlation_loss(z, x) + affinity_loss(torch.full((6, 4), 0.25), z)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+    far = 1000 + torch.tensor([[0.0], [0.5], [3.0]])
+    assert torch.allclose(similarities(far), similarities(far - 1000), atol=1e-6)
+
+
+def model(**changes: Any) -> CDC:
+    torch.manual_seed(0)
+    network = MLPAutoencoder((1, 4, 4), 3, (10, 12))
+    weights = {"lambda_": 0.3, "eta": 0.75, "beta": 0.2, "seed": 0}
+    made = CDC(network, 4, kl_divergence, **{**weights, **changes}).double()
+    with torch.no_grad():
+        made.centers.copy_(rand(4, 3, seed=5))
+    return made
+
+
+def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"over_rows": False}, {"affinity_gradient": False}])
+def test_each_parameter_follows_the_loss_of_algorithm_1(changes: dict[str, Any]) -> None:
+    """Against three losses, each differentiated by itself with respect to its own parameters."""
+    cdc = model(**changes)
+    x = rand(8, 1, 4, 4, seed=3).sigmoid()
+    rows = cdc.over_rows
+    z, x_hat = cdc.network(x)
+    q = soft_assignment(z, cdc.centers)
+    cdc.target = target_distribution(rand(8, 4, seed=4).softmax(1))
+    l_c = kl_divergence(q, cdc.target)
+    l_a = affinity_loss(q, z, rows, cdc.affinity_gradient)
+    l_cr = correlation_loss(z, x, rows) + correlation_loss(z, x_hat, rows)
+    l_r = (x - x_hat).square().mean()
+    own: dict[str, tuple[Tensor, list[Tensor]]] = {
+        "centers": (l_c + 0.75 * l_a, [cdc.centers]),
+        "decoder": (l_r + 0.3 * l_cr, list(cdc.network.decoder.parameters())),
+        "encoder": (l_c + 0.75 * l_a + 0.2 * l_cr, list(cdc.network.encoder.parameters())),
+    }
+    total = sum(cdc.finetune_loss({"index": torch.arange(8), "x": x}).values())
+    assert isinstance(total, Tensor)
+    for name, (loss, parameters) in own.items():
+        expected = gradients(loss, parameters)
+        assert max(float(g.abs().max()) for g in expected) > 1e-6, name
+        for one, two in zip(gradients(total, parameters), expected, strict=True):
+            assert torch.allclose(one, two, rtol=1e-8, atol=1e-12), name
+
+
+def test_terms_of_weight_zero_are_left_out() -> None:
+    """The ablation of Table 3; without correlation the pretraining is everybody's."""
+    cdc = model(lambda_=0.0, eta=0.0, beta=0.0)
+    batch: Any = {"index": torch.arange(8), "x": rand(8, 1, 4, 4).sigmoid()}
+    assert list(cdc.pretrain_loss(batch)) == ["reconstruction"]
+    assert cdc.pretrain_objective == {"reconstruction": "mse"}
+    cdc.target = target_distribution(rand(8, 4).softmax(1))
+    assert list(cdc.finetune_loss(batch)) == ["clustering", "reconstruction"]
+    full = model()
+    full.target = cdc.target
+    assert list(full.pretrain_loss(batch)) == ["reconstruction", "correlation"]
+    assert full.pretrain_objective != cdc.pretrain_objective
+    every = ["clustering", "affinity", "correlation", "reconstruction", "decoded"]
+    assert list(full.finetune_loss(batch)) == every
+
+
+def test_pairs_cost_no_tensor_of_pairs_and_pixels() -> None:
+    """Nothing is larger than the samples or the pairs, also in the gradient's graph."""
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    same: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
+    x, z = torch.randn(64, 784), torch.randn(64, 10, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, same):
+        correlation_loss(z, x).backward()  # type: ignore[no-untyped-call]
+    assert max(sizes) <= 64 * 784
+
+
+def test_a_whole_run(little_npz: Path, tmp_path: Path) -> None:
+    """The authors' settings are composed, every term is logged, the run can label new images."""
+    cfg = composed(
+        tmp_path,
+        *("model=cdc", "data=npz", f"data.path={little_npz}", "n_clusters=5", "trainer=cpu"),
+        *("network.hidden=[20,30]", "phases.pretrain.max_epochs=8", "phases.finetune.max_steps=20"),
+        *("phases.finetune.update_interval=10", "figures=false"),
+    )
+    phases = cfg.phases
+    rates = [(phase.optimizer.lr, phase.optimizer.momentum) for phase in phases.values()]
+    assert rates == [(0.1, 0.9), (0.01, 0.9)]
+    assert (cfg.data.batch_size, cfg.network.scale, phases.finetune.tolerance) == (64, 1, 0)
+    record = run(cfg)
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    for phase, terms in (
+        ("pretrain", ("reconstruction", "correlation")),
+        ("finetune", ("clustering", "affinity", "correlation", "reconstruction", "decoded")),
+    ):
+        losses = [[row.get(f"{phase}/{term}") for term in terms] for row in rows]
+        assert [all(isinstance(v, float) for v in loss) for loss in losses].count(True) > 1, phase
+    first, last = (row["pretrain/reconstruction"] for row in (rows[0], rows[7]))
+    assert last < first
+    labels, _ = load(tmp_path / "run").predict(np.load(little_npz)["x"])
+    sizes = np.bincount(labels, minlength=5).tolist()
+    assert sizes == record["label_free"]["cluster_sizes"]
