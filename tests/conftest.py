@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from clusterlab.callbacks import StepLimit
 from clusterlab.cli import config_folder
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples
 from clusterlab.data.sources import digits
@@ -89,6 +90,7 @@ def train(tmp_path: Path) -> Callable[..., Trainer]:
         max_steps: int = -1,
         max_epochs: int = -1,
         ckpt_path: Path | None = None,
+        augment: RandomAffine | None = None,
         **kwargs: Any,
     ) -> Trainer:
         model.phase = phase
@@ -105,7 +107,9 @@ def train(tmp_path: Path) -> Callable[..., Trainer]:
             use_distributed_sampler=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(model, ClusterData(samples, batch_size, seed=0), ckpt_path=ckpt_path)
+        data = ClusterData(samples, batch_size, seed=0)
+        data.augment = augment
+        trainer.fit(model, data, ckpt_path=ckpt_path)
         return trainer
 
     return train

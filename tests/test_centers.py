@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clusterlab.centers import kmeans
+from clusterlab.centers import consistent_kmeans, kmeans
 
 
 def blobs(k: int = 4, d: int = 3, size: int = 25) -> tuple[Tensor, Tensor]:
@@ -85,3 +85,24 @@ def test_extreme_numbers_of_clusters(k: int):
     assert labels.unique().numel() == k
     if k == 300:  # every sample a cluster of its own
         torch.testing.assert_close(centers[labels], z)
+
+
+def test_labels_that_a_second_look_confirms_beat_the_least_squares():
+    """A long class and two small ones, 4 apart; another look moves samples along the long one."""
+    generator = torch.Generator().manual_seed(0)
+    n, small = 600, 200
+    classes = torch.tensor([0] * n + [1] * small + [2] * small)
+    middle = torch.tensor([[0.0, 0.0], [0.0, 8.0], [4.0, 8.0]])[classes]
+    narrow = middle + 0.2 * torch.randn(len(classes), 2, generator=generator)
+    along = torch.zeros(2, len(classes), 2)
+    along[:, :n, 0] = 8 * torch.rand(2, n, generator=generator) - 4
+    z, view = narrow + along[0], narrow + along[1]
+
+    def cross(centers: Tensor) -> list[list[int]]:
+        labels = torch.cdist(z, centers).argmin(1)
+        return [labels[classes == k].unique().tolist() for k in range(3)]
+
+    assert len(cross(kmeans(z, 3, seed=0)[0])[0]) > 1  # least squares: the long class is split
+    found = consistent_kmeans(z, view, 3, seed=0, n_starts=30)
+    assert sorted(cross(found)) == [[0], [1], [2]]
+    assert torch.equal(found, consistent_kmeans(z, view, 3, seed=0, n_starts=30))

@@ -10,9 +10,11 @@ from lightning import Callback, LightningModule, Trainer
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from clusterlab.callbacks import ClusterInit, PhaseCheckpoint
+from clusterlab.callbacks import ClusterInit, PhaseCheckpoint, cluster_init
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import Batch
 from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError
 from clusterlab.models.dcec import DCEC
 
 Make = Callable[..., DCEC]
@@ -83,3 +85,38 @@ def test_state_round_trip(done: bool):
     init.done = done
     copy.load_state_dict(init.state_dict())
     assert copy.done is done
+
+
+def test_a_start_is_chosen_by_augmented_images(
+    dcec: Make, train: Train, tiny: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function gets the embedding, that of images moved by two pixels, and its settings."""
+    seen: list[Any] = []
+
+    def choose(z: Tensor, view: Tensor, *settings: int) -> Tensor:
+        seen.append((z, view, settings))
+        return z[:10]
+
+    monkeypatch.setattr(cluster_init, "consistent_kmeans", choose)
+    model = dcec(Still, seed=3)
+    side = tiny.image_shape[2]
+    still = RandomAffine(degrees=0, translate=0, scale=0)
+    moved = still.maps(1, side, side, torch.Generator())
+    moved[:, 0, 2] += 4 / side
+    monkeypatch.setattr(still, "maps", lambda n, *_: moved.expand(n, -1, -1))
+    train(model, tiny, "finetune", [ClusterInit(consistent_starts=7)], max_steps=1, augment=still)
+    ((z, view, settings),) = seen
+    assert settings == (10, 3, 7)
+    shifted = torch.zeros_like(tiny.x)
+    shifted[..., :-2] = tiny.x[..., 2:]
+    with torch.no_grad():
+        pretrained = dcec(Still, seed=3).network
+        assert torch.allclose(z, pretrained.encode(tiny.x), atol=1e-5)
+        assert torch.allclose(view, pretrained.encode(shifted), atol=1e-4)
+
+
+def test_a_start_cannot_be_chosen_without_augmentation(dcec: Make, train: Train, tiny: Samples):
+    with pytest.raises(UserError, match=r"an augmentation to choose a start by, got none; set aug"):
+        train(dcec(Still), tiny, "finetune", [ClusterInit(consistent_starts=7)], max_steps=1)
+    with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
+        ClusterInit(consistent_starts=-1)

@@ -4,8 +4,14 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from clusterlab.centers import consistent_kmeans
+from clusterlab.data.datamodule import ClusterData, in_order
+from clusterlab.distributed import full_pass
+from clusterlab.errors import problem
 from clusterlab.models.base import DeepClustering
+from clusterlab.seeding import derive_seed
 
 
 class ClusterInit(Callback):
@@ -13,9 +19,20 @@ class ClusterInit(Callback):
 
     Rank 0 computes them and the others receive its bytes: k-means is not bit-equal across
     machines.
+
+    Args:
+        consistent_starts: Among how many starts of k-means to choose by what an augmented copy of
+            the images says of them, see ``consistent_kmeans``; 0 leaves the centers to the model.
+
+    Raises:
+        UserError: If the number is negative, or there is no augmentation to choose by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, consistent_starts: int = 0) -> None:
+        if not isinstance(consistent_starts, int) or consistent_starts < 0:
+            where = "set phases.finetune.callbacks.cluster_init.consistent_starts"
+            raise problem("a number of starts, or 0", consistent_starts, where)
+        self.consistent_starts = consistent_starts
         self.done = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -24,11 +41,32 @@ class ClusterInit(Callback):
             return
         assert isinstance(pl_module, DeepClustering)
         z = pl_module.embed_dataset()  # (N, d)
-        centers = pl_module.initial_centers(z) if trainer.is_global_zero else None
+        centers = None
+        if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            centers = self._centers(z, pl_module, data)
         centers = trainer.strategy.broadcast(centers)
         with torch.no_grad():  # in place: optimizer and DDP keep the same parameter
             pl_module.centers.copy_(centers)  # type: ignore[arg-type]
         self.done = True
+
+    def _centers(self, z: Tensor, model: DeepClustering, data: ClusterData) -> Tensor:
+        if not self.consistent_starts:
+            return model.initial_centers(z)
+        if data.augment is None:
+            remedy = "set augment@phases.finetune.augment=affine, or consistent_starts=0"
+            raise problem("an augmentation to choose a start by", "none", remedy)
+        augment, (_, height, width) = data.augment, data.samples.image_shape
+        generator = torch.Generator().manual_seed(derive_seed(model.seed, "cluster_init"))
+
+        def encode(x: Tensor) -> Tensor:
+            maps = augment.maps(len(x), height, width, generator)
+            return model.network.encode(augment(x, maps.to(x.device)))
+
+        images = in_order(data.samples.x)
+        view = full_pass(encode, model.network, images, model.device)  # (N, d)
+        n_clusters = len(model.centers)
+        return consistent_kmeans(z, view, n_clusters, model.seed, self.consistent_starts)
 
     def state_dict(self) -> dict[str, Any]:
         """Remember that it happened."""
