@@ -7,6 +7,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from clusterlab.callbacks import ClusterInit
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
 
@@ -41,8 +42,8 @@ def check_phases(phases: DictConfig) -> None:
     """Refuse phases that could never start or never end, and build their callbacks once.
 
     Raises:
-        UserError: If a limit or a callback's argument is out of range; the last phase's too,
-            rather than after hours of the first.
+        UserError: If a limit or a callback's argument is out of range, or what it needs is not
+            there; the last phase's too, rather than after hours of the first.
     """
     for name in map(str, phases):
         phase = phases[name]
@@ -60,7 +61,11 @@ def check_phases(phases: DictConfig) -> None:
                 "max_epochs and max_steps of -1",
                 f"set phases.{name}.max_steps=20000",
             )
-        build(phase.callbacks)
+        callbacks = build(phase.callbacks).values()
+        starts = [c.consistent_starts for c in callbacks if isinstance(c, ClusterInit)]
+        if any(starts) and not phase.get("augment"):
+            remedy = f"set augment@phases.{name}.augment=affine, or consistent_starts=0"
+            raise problem("an augmentation to choose a start by", "none", remedy)
 
 
 def number_of_clusters(asked: Any, samples: Samples) -> int:

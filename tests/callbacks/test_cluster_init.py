@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from clusterlab.callbacks import ClusterInit, PhaseCheckpoint, cluster_init
+from clusterlab.checks import check_phases
 from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import Batch
 from clusterlab.data.samples import Samples
@@ -115,8 +117,10 @@ def test_a_start_is_chosen_by_augmented_images(
         assert torch.allclose(view, pretrained.encode(shifted), atol=1e-4)
 
 
-def test_a_start_cannot_be_chosen_without_augmentation(dcec: Make, train: Train, tiny: Samples):
+def test_a_start_cannot_be_chosen_without_augmentation(compose: Callable[..., DictConfig]) -> None:
+    key = "+phases.finetune.callbacks.cluster_init.consistent_starts=7"
+    check_phases(compose(key, "augment@phases.finetune.augment=affine").phases)
     with pytest.raises(UserError, match=r"an augmentation to choose a start by, got none; set aug"):
-        train(dcec(Still), tiny, "finetune", [ClusterInit(consistent_starts=7)], max_steps=1)
+        check_phases(compose(key).phases)
     with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
         ClusterInit(consistent_starts=-1)

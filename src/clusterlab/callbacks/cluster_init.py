@@ -25,7 +25,7 @@ class ClusterInit(Callback):
             the images says of them, see ``consistent_kmeans``; 0 leaves the centers to the model.
 
     Raises:
-        UserError: If the number is negative, or there is no augmentation to choose by.
+        UserError: If the number is negative.
     """
 
     def __init__(self, consistent_starts: int = 0) -> None:
@@ -53,9 +53,7 @@ class ClusterInit(Callback):
     def _centers(self, z: Tensor, model: DeepClustering, data: ClusterData) -> Tensor:
         if not self.consistent_starts:
             return model.initial_centers(z)
-        if data.augment is None:
-            remedy = "set augment@phases.finetune.augment=affine, or consistent_starts=0"
-            raise problem("an augmentation to choose a start by", "none", remedy)
+        assert data.augment is not None  # checked before the first phase
         augment, (_, height, width) = data.augment, data.samples.image_shape
         generator = torch.Generator().manual_seed(derive_seed(model.seed, "cluster_init"))
 
