@@ -89,25 +89,38 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
     table: list[Line] = []
     for data, method in [*wanted, *sorted(methods.keys() - order.keys())]:
         own = [row for row in published if (row["data"], row["model"]) == (data, method)]
-        groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in methods.get((data, method), []):
-            groups.setdefault(tuple(row.get(name, "") for name in SAME), []).append(row)
-        told = differences([group[0] for group in groups.values()])
-        found = []
-        for group, different in zip(groups.values(), told, strict=True):
-            seeds = sorted(int(row["seed"]) for row in group)
-            if len(set(seeds)) < len(seeds):
-                raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
-            theirs = published_for(group[0], own)
-            found.append(Line(data, method, tuple(group), theirs, different))
-        table += sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
+        found = _lines_of(data, method, methods.get((data, method), []), own)
+        table += found
         if missing:
-            there = [_which(line.published) for line in found if line.published]
-            left = {_which(row): row for row in reversed(own) if _which(row) not in there}
-            for row in reversed(left.values()):
-                setting = dict([row["setting"].split("=")]) if row.get("setting") else {}
-                table.append(Line(data, method, (), row, setting))
+            table += _not_run(data, method, found, own)
     return table
+
+
+def _lines_of(data: str, method: str, rows: Sequence[Row], published: Sequence[Row]) -> list[Line]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name, "") for name in SAME), []).append(row)
+    told = differences([group[0] for group in groups.values()])
+    found = []
+    for group, different in zip(groups.values(), told, strict=True):
+        seeds = sorted(int(row["seed"]) for row in group)
+        if len(set(seeds)) < len(seeds):
+            raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
+        theirs = published_for(group[0], published)
+        found.append(Line(data, method, tuple(group), theirs, different))
+    return sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
+
+
+def _not_run(data: str, method: str, found: Sequence[Line], published: Sequence[Row]) -> list[Line]:
+    """Return a line for each setting and experiment with a published number and no run."""
+    there = {_which(line.published) for line in found if line.published}
+    left: dict[tuple[str, str], Line] = {}
+    for row in published:
+        name, _, value = (row.get("setting") or "").partition("=")
+        if _which(row) not in there:
+            line = Line(data, method, (), row, {name: value} if name else {})
+            left.setdefault(_which(row), line)
+    return list(left.values())
 
 
 def published_for(row: Row, published: Sequence[Row]) -> Row | None:
