@@ -620,10 +620,15 @@ def test_an_experiment_says_what_it_is(compose: Compose, name: str) -> None:
     sweep = [part for part in overrides if OverridesParser.create().parse_override(part)]
     cfg = compose(*sweep)
     own = yaml.safe_load("\n".join(lines))
-    assert (
-        cfg.model_name
-        == {k.split("/")[-1]: v for d in own["defaults"] for k, v in d.items()}["model"]
-    )
+    bases = [part for part in own["defaults"] if isinstance(part, str) and part != "_self_"]
+    chosen = {
+        key.split("/")[-1]: value
+        for name in [*bases, name]
+        for part in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["defaults"]
+        if isinstance(part, dict)
+        for key, value in part.items()
+    }
+    assert cfg.model_name == chosen["model"]
     config = OmegaConf.to_container(cfg, resolve=True)
     del own["defaults"]
     own.pop("hydra", None)  # a sweep
