@@ -107,6 +107,16 @@ def test_duplicates_and_far_samples_are_safe() -> None:
     assert torch.allclose(similarities(far), similarities(far - 1000), atol=1e-6)
 
 
+@pytest.mark.parametrize("over_rows", [True, False])
+def test_a_last_batch_of_one_sample_teaches_nothing(over_rows: bool) -> None:
+    z, q = rand(1, 3).requires_grad_(), rand(1, 4).softmax(1)
+    loss = correlation_loss(z, rand(1, 9), over_rows) + affinity_loss(q, z, over_rows)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    assert z.grad is not None
+    assert not z.grad.any()
+
+
 def model(**changes: Any) -> CDC:
     torch.manual_seed(0)
     network = MLPAutoencoder((1, 4, 4), 3, (10, 12))

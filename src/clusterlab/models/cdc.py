@@ -143,7 +143,7 @@ def similarities(x: Tensor, over_rows: bool = True) -> Tensor:
     if over_rows:
         return (kernel / kernel.sum(1, keepdim=True)).clamp(min=FLOOR)
     kernel = kernel - torch.diag_embed(kernel.diagonal())
-    return (kernel / kernel.sum()).clamp(min=FLOOR)
+    return (kernel / kernel.sum().clamp(min=FLOOR)).clamp(min=FLOOR)  # one sample has no pair
 
 
 def correlation_loss(z: Tensor, x: Tensor, over_rows: bool = True) -> Tensor:
