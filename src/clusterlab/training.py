@@ -16,6 +16,7 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from clusterlab import figures
 from clusterlab.callbacks import (
@@ -66,17 +67,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_phases(cfg.phases)
     samples: Samples = build(cfg.data.source)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
-    reads: dict[str, Any] = {}  # by models that learn from some labels
+    told: dict[str, Tensor] = {}  # to models that learn from some labels
     if "labelled" in cfg.data:
         labelled, stratified = cfg.data.labelled, cfg.data.stratified
-        reads["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
-        samples = replace(samples, **reads)
+        told["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
+        samples = replace(samples, known=told["known"])
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     cfg.network.image_shape = list(samples.image_shape)
     if "scale" in cfg.network and cfg.network.scale is None:
         cfg.network.scale = samples.unit_scale()
-    model: DeepClustering = build(cfg.model, network=build(cfg.network), **reads)
+    model: DeepClustering = build(cfg.model, network=build(cfg.network), **told)
 
     if cfg.init_from is not None:
         load_network(Path(cfg.init_from), model)
