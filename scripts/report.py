@@ -58,20 +58,12 @@ def main() -> None:
                 (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
                 for value, line in swept
             ]
-            theirs = [
-                (
-                    value,
-                    {
-                        f"{label}, %": (s, None)
-                        for n, label in SHORT.items()
-                        if (s := line.theirs(n))
-                    },
-                )
-                for value, line in swept
-                if line.published and line.published.get("setting")
-            ]
-            if theirs:
-                points[f"{curve}, paper"] = theirs
+            told = [pair for pair in swept if (pair[1].published or {}).get("setting")]
+            if told:
+                points[f"{curve}, paper"] = [
+                    (value, {drawn[n]: (score, None) for n in SHORT if (score := line.theirs(n))})
+                    for value, line in told
+                ]
         save(over_setting(setting, points), arguments.out / f"{setting}.png")
     print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)
 

@@ -213,23 +213,26 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
     for name in SCORES:
         ours, theirs = line.ours(name), line.theirs(name)
         if ours:
-            row[SHORT[name]] = f"{ours[0]:.1f}" + ("" if ours[1] is None else f" ± {ours[1]:.1f}")
+            row[SHORT[name]] = _shown(ours, ".1f", ".1f")
         if theirs is not None:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
             row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
     for name in UNLABELLED:
         if ours := line.ours(f"metrics_unlabelled.{name}"):
-            deviation = "" if ours[1] is None else f" ± {ours[1]:.1f}"
-            row[f"{SHORT[name]} unlabelled"] = f"{ours[0]:.1f}{deviation}"
+            row[f"{SHORT[name]} unlabelled"] = _shown(ours, ".1f", ".1f")
     for name in also:
         if found := line.ours(name):
-            row[name] = f"{found[0]:.6g}" + ("" if found[1] is None else f" ± {found[1]:.3g}")
+            row[name] = _shown(found, ".6g", ".3g")
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.rows[0]["device"]
         row["revision"] = short("commit", line.rows[0]["commit"])
     return row
+
+
+def _shown(score: Score, mean: str, deviation: str) -> str:
+    return f"{score[0]:{mean}}" + ("" if score[1] is None else f" ± {score[1]:{deviation}}")
 
 
 def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
