@@ -112,10 +112,16 @@ def test_labels_are_needed_to_draw_from_and_clusters_to_hold_them() -> None:
         ("f.csv", "index,label\n1,cat\n", "a label of 0 to 3, or -1, got 'cat'"),
         ("g.npy", np.zeros(999), r"shape \(1000,\) .* got \(999,\)"),
         ("h.npy", np.full(1000, 0.5), "got '0.5'"),
+        ("i.npy", "no array", r"labels in .*i.npy, got the error .*; save it again"),
+        ("j.npy", np.array([{}] * 1000), r"labels in .*j.npy, got the error .*; save it again"),
+        ("k.csv", "index,label\n1,\udcff\n", r"labels in .*k.csv, got the error .*; save it again"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: object, message: str) -> None:
     path = tmp_path / name
-    path.write_text(content) if isinstance(content, str) else np.save(path, content)
+    if isinstance(content, str):
+        path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    else:
+        np.save(path, content)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         known_labels(samples(y=None), str(path), True, 4, 0)

@@ -119,29 +119,35 @@ def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
     """
     if not path.is_file():
         raise problem("a file of known labels", f"nothing at {path}", "correct data.labelled")
+    try:
+        if path.suffix == ".npy":
+            labels = np.load(path, allow_pickle=False)
+        else:
+            with path.open(newline="", encoding="utf-8") as file:
+                table = csv.DictReader(file)
+                rows, heads = list(table), list(table.fieldnames or [])
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        remedy = "save it again with numpy.save, or as a CSV in UTF-8"
+        raise problem(f"labels in {path}", f"the error {error}", remedy) from error
     if path.suffix == ".npy":
-        labels = np.load(path, allow_pickle=False)
         if labels.shape != (len(samples),):
             remedy = "give one label a sample, -1 where it is unknown"
             raise problem(f"shape ({len(samples)},) in {path}", labels.shape, remedy)
         found = dict(enumerate(labels.tolist()))
     else:
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            heads = list(rows.fieldnames or [])
-            if heads not in HEADS or (heads[0] == "file" and samples.files is None):
-                expected = "a .npy file, or a CSV with the columns index,label"
-                expected += "" if samples.files is None else " or file,label"
-                raise problem(expected, f"{','.join(heads)} in {path}", "correct its first line")
-            places = {name: i for i, name in enumerate(samples.files or ())}
-            if heads[0] == "index":
-                places = {str(i): i for i in range(len(samples))}
-            found = {}
-            for row in rows:
-                if row[heads[0]] not in places:
-                    got = f"'{row[heads[0]]}' in {path}"
-                    raise problem(f"a sample's {heads[0]}", got, "correct the row")
-                found[places[row[heads[0]]]] = row["label"]
+        if heads not in HEADS or (heads[0] == "file" and samples.files is None):
+            expected = "a .npy file, or a CSV with the columns index,label"
+            expected += "" if samples.files is None else " or file,label"
+            raise problem(expected, f"{','.join(heads)} in {path}", "correct its first line")
+        places = {name: i for i, name in enumerate(samples.files or ())}
+        if heads[0] == "index":
+            places = {str(i): i for i in range(len(samples))}
+        found = {}
+        for row in rows:
+            if row[heads[0]] not in places:
+                got = f"'{row[heads[0]]}' in {path}"
+                raise problem(f"a sample's {heads[0]}", got, "correct the row")
+            found[places[row[heads[0]]]] = row["label"]
     numbers = {str(k): k for k in [UNKNOWN, *range(n_clusters)]} | {"": UNKNOWN}
     numbers |= {name: k for k, name in enumerate(samples.class_names or ())}
     known = torch.full((len(samples),), UNKNOWN)
