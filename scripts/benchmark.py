@@ -81,12 +81,12 @@ class Case:
 
     def network(self) -> Autoencoder:
         """Build the autoencoder: DCEC's, or one unit between two linear layers."""
-        image_shape, pixels = (1, self.side, self.side), self.side**2
+        input_shape, pixels = (1, self.side, self.side), self.side**2
         if self.near_empty:
             encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 1))
-            decoder = nn.Sequential(nn.Linear(1, pixels), nn.Unflatten(1, image_shape))
+            decoder = nn.Sequential(nn.Linear(1, pixels), nn.Unflatten(1, input_shape))
             return Autoencoder(encoder, decoder, embedding_dim=1)
-        return build(self.cfg.network, image_shape=image_shape)  # type: ignore[no-any-return]
+        return build(self.cfg.network, input_shape=input_shape)  # type: ignore[no-any-return]
 
     def samples(self) -> Samples:
         """Draw images and labels."""
@@ -208,6 +208,15 @@ def augmentation(case: Case, rounds: int) -> Row:
     return case.row("augmentation, affine", median(seen[1:]), "images / CPU s", rounds)
 
 
+def correlation_cost(case: Case, rounds: int) -> Row:
+    """Return how many times longer CDC pretrains than the same network without its correlation."""
+    plain = Case(case.cfg.copy(), case.n_samples, case.side, case.batch_size)
+    plain.cfg.loss["lambda"] = 0
+    seen = [[fit_phase(c).seconds["CPU"] for c in (case, plain)] for _ in range(rounds + 1)]
+    value = median(ours / without for ours, without in seen[1:])
+    return case.row("CDC pretrain / without correlation", value, "CPU ratio", rounds)
+
+
 def peak_memory(case: Case) -> list[Row]:
     """Pretrain 5 steps and finetune 1 with its refreshes, in a process of its own."""
     if "--memory" not in sys.argv:
@@ -236,14 +245,17 @@ def main() -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         # k-means is not measured, and in random data it searches for long.
         cfg = compose("train", ["data=mnist", "model.n_init=1", "phases.finetune.tolerance=0"])
+        cdc_cfg = compose("train", ["data=mnist", "model=cdc"])
 
     usps = Case(cfg, 2_560 if quick else 9_298, side=16)
     mnist = Case(cfg, 1_280 if quick else 2_560, side=28)
     near_empty = Case(cfg, 4_800 if quick else 16_000, side=8, batch_size=16, near_empty=True)
+    cdc = Case(cdc_cfg, 640 if quick else 2_560, side=28, batch_size=cdc_cfg.data.batch_size)
     all_of_mnist = Case(cfg, 70_000, side=28)
     rows = peak_memory(all_of_mnist)  # first: a process inherits the peak of the one that starts it
     rows += [row for case in (usps, mnist, near_empty) for row in compare(case, rounds)]
     rows.append(augmentation(mnist, rounds))
+    rows.append(correlation_cost(cdc, rounds))
     rows += refresh_share(usps, 20 if quick else 2 * T)
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 

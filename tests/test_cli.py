@@ -232,7 +232,7 @@ def without_arrays(path: Path) -> None:
         (lambda path: np.savez(path, images=X, y=Y), "Expected an array x in "),
         (lambda path: np.savez(path, x=X[:0]), "Expected at least one sample in "),
         (lambda path: np.savez(path, x=X.astype(object)), "Expected plain arrays in "),
-        (lambda path: np.savez(path, x=X[0]), "got shape (8, 8);"),
+        (lambda path: np.savez(path, x=X[0, 0]), "got shape (8,);"),
         (lambda path: np.savez(path, x=X * 255), "Expected x in [0, 1] in "),
         (lambda path: np.savez(path, x=X, y=Y[:59]), "Expected y of shape (60,) in "),
         (lambda path: np.savez(path, x=X, y=Y / 2), "Expected whole numbers as y in "),

@@ -191,7 +191,7 @@ def test_wandb_config_is_complete(shown: Shown) -> None:
     assert config["loss"]["gamma"] == 0.1
     assert config["phases"]["finetune"]["update_interval"] == 10
     assert config["phases"]["finetune"]["optimizer"]["lr"] == 0.0001
-    assert config["network"]["image_shape"] == [1, 8, 8]
+    assert config["network"]["input_shape"] == [1, 8, 8]
     assert config["n_clusters"] == 5  # resolved
     asked = {key: value for key, value in shown.result["config"].items() if key != "logger"}
     assert {key: config[key] for key in asked} == asked

@@ -250,18 +250,33 @@ def test_without_labels(compose: Compose, little_npz: Path, tmp_path: Path) -> N
     assert record["label_free"]["silhouette"] is not None
 
 
-def maps(*argv: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "maps.py"), *map(str, argv)]
+def script(name: str, *argv: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_figure_3_has_the_same_samples_side_by_side(methods: Methods, tmp_path: Path) -> None:
     runs = [methods[name][0] for name in ("cae_kmeans", "dec_conv", "dcec")]
-    done = maps(*runs, "--out", tmp_path / "figure.png", "--samples", 50)
+    done = script("maps", *runs, "--out", tmp_path / "figure.png", "--samples", 50)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'figure.png'}\n"
     height, width, _ = imread(tmp_path / "figure.png").shape
     assert width > 2.5 * height
-    done = maps(tmp_path)
+    done = script("maps", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: Expected a finished run, got no assignments.npz in ")
+
+
+def test_trials_over_steps_and_runs(methods: Methods, tmp_path: Path) -> None:
+    runs = [methods[name][0] for name in ("dec_conv", "dcec")]
+    done = script("trials", *runs, "--out", tmp_path / "figure.png", "--score", "NMI")
+    assert done.returncode == 0, done.stderr
+    assert imread(tmp_path / "figure.png").size
+    for argv, message in (
+        ((runs[0], runs[0]), "Error: Expected one run per seed, got seed 0 twice; drop one."),
+        ((methods["kmeans"][0],), "Error: Expected ACC at each refresh, got none in "),
+        ((tmp_path,), "Error: Expected a finished run, got no result.json in "),
+    ):
+        done = script("trials", *argv)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(message)

@@ -100,7 +100,7 @@ def test_images_of_another_size_are_refused(finished: Finished, shape: tuple[int
 
 @pytest.mark.parametrize("images", [np.full((2, 8, 8), 2.0), np.zeros((2, 8, 8), int)])
 def test_values_out_of_range_are_refused(finished: Finished, images: np.ndarray) -> None:
-    with pytest.raises(UserError, match="the images"):
+    with pytest.raises(UserError, match="the samples"):
         load(finished[0].run_dir).predict(images)
 
 
@@ -189,11 +189,13 @@ def test_colour(tmp_path: Path) -> None:
     cfg = composed(tmp_path, *overrides, f"data.path={tmp_path / 'colour.npz'}", *short)
     run(cfg)
     predictor = load(cfg.run_dir)
-    assert predictor.image_shape == (3, 8, 8)
+    assert predictor.input_shape == (3, 8, 8)
     q = np.load(Path(cfg.run_dir) / "assignments.npz")["q"]
     assert np.array_equal(predictor.predict(x)[1], q)
     assert np.array_equal(predictor.predict(x.transpose(0, 3, 1, 2))[1], q)
-    with pytest.raises(UserError, match="8x8 pixels, 3 channels, got 8x8 pixels, 1 channel"):
+    with pytest.raises(
+        UserError, match="8x8 pixels, 3 channels, got images of 8x8 pixels, 1 channel"
+    ):
         predictor.predict(x[..., 0])
 
 
@@ -219,7 +221,7 @@ def test_an_unfinished_run(
 def test_an_array_of_another_size(finished: Finished, predict: Predict, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", x=np.zeros((3, 16, 16), np.uint8))
     line = one_error(*predict(f"run={finished[0].run_dir}", "input=new.npz"))
-    assert "Expected images of 8x8 pixels, 1 channel, got 16x16 pixels, 1 channel" in line
+    assert "Expected images of 8x8 pixels, 1 channel, got images of 16x16 pixels, 1 channel" in line
 
 
 @pytest.mark.parametrize(
@@ -276,3 +278,56 @@ def test_a_folder_named_like_a_number(
     code, out, err = predict(f"run={finished[0].run_dir}", "input=2024")
     assert (code, err) == (0, "")
     assert out.startswith("1 samples")
+
+
+def test_vectors(tmp_path: Path, predict: Predict) -> None:
+    """A network of convolutions makes way, pictures are not asked for, and vectors are labelled."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(5 * i, 1, (20, 7)) for i in range(3)])
+    np.savez(tmp_path / "vectors.npz", x=x, y=np.repeat(np.arange(3), 20))
+    cfg = composed(
+        tmp_path / "run",
+        *LITTLE,
+        "data=npz",
+        f"data.path={tmp_path / 'vectors.npz'}",
+        "figures=true",
+    )
+    record = run(cfg)
+    assert record["config"]["network"] == {
+        "_target_": "clusterlab.networks.MLPAutoencoder",
+        "input_shape": [7],
+        "embedding_dim": 5,
+        "hidden": [500, 500, 2000],
+        "scale": pytest.approx(np.square(x).mean() ** -0.5),
+    }
+    drawn = {path.stem for path in (Path(cfg.run_dir) / "figures").iterdir()}
+    assert drawn == {"embedding", "learning_curves", "confusion"}
+    labels, q = load(cfg.run_dir).predict(x)
+    with np.load(Path(cfg.run_dir) / "assignments.npz") as stored:
+        assert np.array_equal(labels, stored["label"])
+        assert np.allclose(q, stored["q"], atol=1e-6)
+    assert predict(f"run={cfg.run_dir}", "input=vectors.npz")[0] == 0
+    np.savez(tmp_path / "others.npz", x=x[:, :5])
+    line = one_error(*predict(f"run={cfg.run_dir}", "input=others.npz"))
+    assert "Expected vectors of 7 numbers, got vectors of 5 numbers" in line
+
+
+PHASES = ("pretrain", "finetune", "retrain")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=idcec",), "images to augment in pretrain, got vectors; add ~augment@phases"),
+        (("augment@phases.finetune.augment=affine",), "images to augment in finetune, got vectors"),
+        (
+            ("model=idcec", *(f"~augment@phases.{name}.augment" for name in PHASES)),
+            "images for convolutions, got vectors of 7 numbers; choose network=mlp",
+        ),
+    ],
+)
+def test_what_vectors_cannot_have(tmp_path: Path, overrides: Any, message: str) -> None:
+    np.savez(tmp_path / "vectors.npz", x=np.zeros((300, 7)))
+    where = f"data.path={tmp_path / 'vectors.npz'}"
+    with pytest.raises(UserError, match=message):
+        run(composed(tmp_path / "run", *overrides, "data=npz", where, "n_clusters=2"))

@@ -440,3 +440,15 @@ def test_a_map_started_from_another_keeps_its_arrangement():
     for k in range(3):
         one, other = first[groups == k].mean(0), turned[groups == k].mean(0).flip(0)
         assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.9
+
+
+def test_trials_are_averaged_over_the_steps_they_share() -> None:
+    runs = [np.array([[0, 0.5], [10, 0.6], [20, 0.9]]), np.array([[0, 0.7], [10, 0.8], [15, 0.7]])]
+    figure = curves.trials({"a": runs, "b": runs[:1]}, "ACC")
+    steps, ends = figure.axes
+    lines = [np.asarray(line.get_xydata()).tolist() for line in steps.lines]
+    assert lines[0] == [[0, pytest.approx(0.6)], [10, pytest.approx(0.7)]]
+    assert lines[1] == runs[0].tolist()
+    band = np.asarray(steps.collections[0].get_paths()[0].vertices)
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 0.8)
+    assert [np.asarray(line.get_ydata()).tolist() for line in ends.lines] == [[0.9, 0.7], [0.9]]

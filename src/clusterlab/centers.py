@@ -7,6 +7,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from clusterlab.errors import problem
 from clusterlab.seeding import derive_seed
 
 
@@ -147,3 +148,44 @@ def reliable_samples(z: Tensor, labels: Tensor, centers: Tensor, threshold: floa
     index = center_samples(z, labels, centers)
     cosine = cosine_similarity(z, z[index][labels]).clamp(-1, 1)
     return (cosine >= threshold).index_fill(0, index, True)
+
+
+def pedcc(n_clusters: int, dim: int, seed: int) -> Tensor:
+    r"""Place centers evenly on the unit sphere: the corners of a regular simplex.
+
+    .. math:: \mu_j \cdot \mu_l = -\frac{1}{K - 1}, \qquad \|\mu_j\| = 1
+
+    The PEDCC of ICAE (Zhu, Wang, 2019), there from points that repel one another; a simplex is
+    where they come to rest, and exact. It lies in a frame drawn at random.
+
+    Args:
+        n_clusters: K.
+        dim: M, at least K - 1.
+        seed: Seed of the frame.
+
+    Returns:
+        Shape ``(K, M)``, ``float32``.
+
+    Raises:
+        UserError: If M < K - 1: there is no such simplex.
+
+    Example:
+        >>> centers = pedcc(3, 2, seed=0)
+        >>> (centers @ centers.T).round(decimals=4)
+        tensor([[ 1.0000, -0.5000, -0.5000],
+                [-0.5000,  1.0000, -0.5000],
+                [-0.5000, -0.5000,  1.0000]])
+    """
+    if dim < n_clusters - 1:
+        raise problem(
+            f"an embedding of {n_clusters - 1} dimensions or more for {n_clusters} even centers",
+            dim,
+            f"set network.embedding_dim={n_clusters}",
+        )
+    centered = torch.eye(n_clusters, dtype=torch.float64) - 1 / n_clusters  # rank K - 1
+    basis = torch.linalg.svd(centered)[0][:, : n_clusters - 1]  # (K, K - 1)
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.randn(dim, n_clusters - 1, generator=generator, dtype=torch.float64)
+    corners = centered @ basis @ torch.linalg.qr(frame)[0].T
+    centers: Tensor = corners / corners.norm(dim=1, keepdim=True)
+    return centers.float()

@@ -1,15 +1,20 @@
 """The border: what a user can get wrong in a config, said in one line each."""
 
+import logging
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from clusterlab.callbacks import ClusterInit
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
+from clusterlab.files import config_folder
+
+log = logging.getLogger(__name__)
 
 
 def build(node: Any, **kwargs: Any) -> Any:
@@ -63,7 +68,8 @@ def check_phases(phases: DictConfig) -> None:
             )
         callbacks = build(phase.callbacks).values()
         starts = [c.consistent_starts for c in callbacks if isinstance(c, ClusterInit)]
-        if any(starts) and not phase.get("augment"):
+        augment = build(phase.augment) if "augment" in phase else None
+        if any(starts) and not isinstance(augment, RandomAffine):
             remedy = f"set augment@phases.{name}.augment=affine, or consistent_starts=0"
             raise problem("an augmentation to choose a start by", "none", remedy)
 
@@ -88,6 +94,39 @@ def number_of_clusters(asked: Any, samples: Samples) -> int:
             "set n_clusters",
         )
     return n_clusters
+
+
+def network_for(node: DictConfig, samples: Samples) -> DictConfig:
+    """Return a network's config with what only the data knows, of one that takes the data.
+
+    Convolutions have no use for vectors: ``network=mlp`` then takes their place.
+
+    Args:
+        node: The network's config as it was asked for, part of a run's config.
+        samples: The data.
+    """
+    if not samples.are_images and getattr(get_class(node._target_), "images_only", False):
+        log.info("Samples are vectors: network=mlp takes the place of %s.", node._target_)
+        mlp = OmegaConf.load(config_folder() / "network" / "mlp.yaml")
+        assert isinstance(mlp, DictConfig)
+        mlp._set_parent(node._get_parent())
+        node = mlp
+    node.input_shape = list(samples.input_shape)
+    if "scale" in node and node.scale is None:
+        node.scale = samples.unit_scale()
+    return node
+
+
+def check_vectors(phases: DictConfig) -> None:
+    """Refuse phases that change images, for data of vectors.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for name in map(str, phases):
+        if phases[name] and phases[name].get("augment"):
+            remedy = f"add ~augment@phases.{name}.augment to the command"
+            raise problem(f"images to augment in {name}", "vectors", remedy)
 
 
 def training_device(trainer: DictConfig) -> torch.device:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterlab.errors import UserError, problem
-from clusterlab.files import settings_digest
+from clusterlab.files import config_folder, settings_digest
 
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
@@ -34,13 +34,6 @@ UNWRITABLE = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 FAILED = "CLUSTERLAB_FAILED"  # names the file in which jobs, in whatever process, say they failed
-
-
-def config_folder() -> Path:
-    """Return the folder of the configs: beside ``src`` in a checkout, in the package otherwise."""
-    here = Path(__file__).parent
-    shipped = here / "conf"
-    return shipped if shipped.is_dir() else here.parents[1] / "conf"
 
 
 def safe(text: str, limit: int) -> str:

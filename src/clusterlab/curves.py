@@ -1,4 +1,4 @@
-"""Curves: a run's losses and scores over its steps, and final scores over a swept setting."""
+"""Curves: losses and scores over steps, of a run or of several, and over a swept setting."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -111,6 +111,33 @@ def _value_axis(axes: Axes, kind: str, lines: Lines, tolerance: float | None) ->
         axes.set_ylim(-0.2 * 10.0**low, 10.0 ** max(high, low + 1))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axes.set_ylabel("samples that changed cluster")
+
+
+@style
+def trials(curves: Mapping[str, Sequence[NDArray[np.float64]]], score: str) -> Figure:
+    """Draw a score over the finetune steps of several runs, and what each run ends with.
+
+    Args:
+        curves: By name, the runs of each group: steps and values, shape ``(n, 2)``, by seed.
+        score: Name of the score.
+    """
+    figure, grid = panel_grid(1, 2, 4.2, 3, "")
+    steps, ends = grid[0]
+    for (name, runs), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        common = [step for step in runs[0][:, 0] if all(step in run[:, 0] for run in runs)]
+        values = np.array([run[np.isin(run[:, 0], common), 1] for run in runs])  # (runs, steps)
+        steps.plot(common, values.mean(0), color=colour, label=name)
+        steps.fill_between(common, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+        ends.plot(range(1, 1 + len(runs)), [run[-1, 1] for run in runs], marker="o", color=colour)
+    steps.set(xlabel="finetune step", ylabel=f"{score}, mean and range of runs")
+    ends.set(xlabel="run", ylabel=f"{score} at the end")
+    ends.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (steps, ends):
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*steps.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
 
 
 @style

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from clusterlab import curves, viz
-from clusterlab.callbacks.history import FILE as HISTORY
+from clusterlab.callbacks import CenterHistory, EmbeddingHistory
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
@@ -49,7 +49,6 @@ def draw(
     y = samples.y
 
     figures = {
-        "extreme_samples": viz.extreme_samples(samples.x, z, centers, labels),
         "embedding": viz.tsne_panels(
             None if before is None else before[some],
             z[some],
@@ -59,18 +58,21 @@ def draw(
             cfg.seed,
         ),
     }
+    if samples.are_images:
+        figures["extreme_samples"] = viz.extreme_samples(samples.x, z, centers, labels)
     network = model.network.cpu().eval()
     with torch.no_grad():
         if rows:  # something was trained
-            x = as_float(samples.x[few])
-            figures["reconstructions"] = viz.reconstructions(x, network(x)[1])
             tolerance = cfg.phases.finetune.tolerance if "finetune" in cfg.phases else None
             figures["learning_curves"] = curves.learning_curves(rows, tolerance)
-        if model.inductive:
+        if rows and samples.are_images:
+            x = as_float(samples.x[few])
+            figures["reconstructions"] = viz.reconstructions(x, network(x)[1])
+        if model.inductive and samples.are_images:
             sizes = cluster_sizes(labels, n_clusters)
             figures["decoded_centers"] = viz.decoded_centers(network.decode(centers), sizes)
     for name in cfg.phases:
-        kept = folder.parent / str(name) / HISTORY
+        kept = folder.parent / str(name) / EmbeddingHistory.FILE
         if kept.exists():
             with np.load(kept) as stored:
                 index, steps, moving = (torch.from_numpy(stored[k]) for k in ("index", "step", "z"))
@@ -78,6 +80,11 @@ def draw(
             figures[f"history_{name}"] = viz.tsne_history(
                 moving, steps, groups[index], None if y is None else samples.class_names, cfg.seed
             )
+        kept = folder.parent / str(name) / CenterHistory.FILE
+        if kept.exists():
+            with np.load(kept) as stored:
+                images, steps = (torch.from_numpy(stored[k]) for k in ("images", "step"))
+            figures[f"centers_{name}"] = viz.decoded_history(images, steps)
     if y is not None:
         table = contingency(y, labels, int(y.max()) + 1, n_clusters)
         figures["confusion"] = viz.confusion(table, samples.class_names)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, digests of settings, and locks with a message."""
+"""Files that are either whole or not there, digests, locks with a message, and the configs."""
 
 import csv
 import hashlib
@@ -50,6 +50,13 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def config_folder() -> Path:
+    """Return the folder of the configs: beside ``src`` in a checkout, in the package otherwise."""
+    here = Path(__file__).parent
+    shipped = here / "conf"
+    return shipped if shipped.is_dir() else here.parents[1] / "conf"
 
 
 def settings_digest(settings: Any) -> str:

@@ -1,4 +1,4 @@
-"""Label new images with a finished run: no training data needed, no Hydra."""
+"""Label new samples with a finished run: no training data needed, no Hydra."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from clusterlab.checks import build
 from clusterlab.data.datamodule import in_order
 from clusterlab.data.images import IMAGE_SUFFIXES, decode, folder
 from clusterlab.data.samples import Samples
-from clusterlab.data.sources import as_images, npz
+from clusterlab.data.sources import as_samples, npz
 from clusterlab.distributed import full_pass
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.files import write_atomically
@@ -27,42 +27,42 @@ USAGE = "predict.py run=<run folder> input=<npz, image folder or image> [output=
 
 
 class Predictor:
-    """Assign images to the clusters of a finished run.
+    """Assign samples to the clusters of a finished run.
 
     Args:
         model: The trained model.
-        image_shape: ``(C, H, W)`` it was trained on.
+        input_shape: ``(C, H, W)`` or ``(d,)`` it was trained on.
 
     Example:
         >>> predictor = load("runs/dcec_digits/seed=0")    # doctest: +SKIP
         >>> labels, q = predictor.predict(images)          # doctest: +SKIP
     """
 
-    def __init__(self, model: DeepClustering, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: DeepClustering, input_shape: tuple[int, ...]) -> None:
         self.model = model.eval()
-        self.image_shape = image_shape
+        self.input_shape = input_shape
 
     def predict(self, x: NDArray[Any] | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return labels and soft assignments.
 
         Args:
             x: Images, shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or
-                floating point in [0, 1].
+                floating point in [0, 1]; or vectors, shape ``(N, d)``.
 
         Returns:
             Labels, shape ``(N,)``, and q, shape ``(N, K)``, whose argmax they are.
 
         Raises:
-            UserError: If the images are of another size, or not images.
+            UserError: If the samples are of another size, or no samples.
         """
-        images = torch.from_numpy(as_images(np.asarray(x), "the images"))
-        if tuple(images.shape[1:]) != self.image_shape:
+        samples = torch.from_numpy(as_samples(np.asarray(x), "the samples"))
+        if tuple(samples.shape[1:]) != self.input_shape:
             raise problem(
-                f"images of {_size(self.image_shape)}",
-                _size(images.shape[1:]),
+                _size(self.input_shape),
+                _size(samples.shape[1:]),
                 "bring them to what the run was trained on",
             )
-        q = full_pass(self.model, self.model, in_order(images), torch.device("cpu"))
+        q = full_pass(self.model, self.model, in_order(samples), torch.device("cpu"))
         return q.argmax(1).numpy(), q.numpy()
 
     def read(self, path: Path) -> Samples:
@@ -73,12 +73,13 @@ class Predictor:
         Raises:
             UserError: If it is none of these.
         """
-        channels, *size = self.image_shape
-        if path.is_dir():
-            return folder(str(path), size=size, channels=channels)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            image = decode(path, channels, (size[0], size[1]))
-            return Samples(path.name, torch.from_numpy(image.copy())[None], files=(path.name,))
+        if len(self.input_shape) == 3:
+            channels, *size = self.input_shape
+            if path.is_dir():
+                return folder(str(path), size=size, channels=channels)
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                image = decode(path, channels, (size[0], size[1]))
+                return Samples(path.name, torch.from_numpy(image.copy())[None], files=(path.name,))
         return npz(str(path))
 
 
@@ -107,8 +108,7 @@ def load(run: str | Path) -> Predictor:
             f"a run of {cfg.model_name}",
             f"take the labels of its own samples from {run / 'assignments.npz'}",
         )
-    channels, height, width = cfg.network.image_shape
-    return Predictor(model, (channels, height, width))
+    return Predictor(model, tuple(cfg.network.input_shape))
 
 
 def write_predictions(
@@ -126,8 +126,10 @@ def write_predictions(
 
 
 def _size(shape: tuple[int, ...] | torch.Size) -> str:
+    if len(shape) == 1:
+        return f"vectors of {shape[0]} numbers"
     channels, height, width = shape
-    return f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+    return f"images of {height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
 
 
 def main() -> None:

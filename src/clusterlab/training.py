@@ -20,15 +20,24 @@ from torch import Tensor
 
 from clusterlab import figures
 from clusterlab.callbacks import (
+    CenterHistory,
     EmbeddingHistory,
+    History,
     PhaseCheckpoint,
     Progress,
     SelfTraining,
     StepLimit,
     TargetRefresh,
 )
-from clusterlab.callbacks.history import FILE as HISTORY
-from clusterlab.checks import build, check_phases, check_seed, number_of_clusters, training_device
+from clusterlab.checks import (
+    build,
+    check_phases,
+    check_seed,
+    check_vectors,
+    network_for,
+    number_of_clusters,
+    training_device,
+)
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
@@ -74,9 +83,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         samples = replace(samples, known=told["known"])
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     seed_everything(cfg.seed, verbose=False)
-    cfg.network.image_shape = list(samples.image_shape)
-    if "scale" in cfg.network and cfg.network.scale is None:
-        cfg.network.scale = samples.unit_scale()
+    cfg.network = network_for(cfg.network, samples)
+    if not samples.are_images:
+        check_vectors(cfg.phases)
     model: DeepClustering = build(cfg.model, network=build(cfg.network), **told)
 
     if cfg.init_from is not None:
@@ -111,7 +120,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         loggers: list[Logger] = [build(node) for node in cfg.logger.values()]
         try:
             with log_to(run_dir / "train.log"):
-                shape = "x".join(map(str, samples.image_shape))
+                shape = "x".join(map(str, samples.input_shape))
                 what = f"{cfg.model_name} on {samples.name}, {len(samples)} samples of {shape}"
                 where = f"{cfg.n_clusters} clusters, on {record['device']}, into {run_dir}"
                 log.info("%s, %s", what, where)
@@ -295,7 +304,7 @@ def share(
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.csv", HISTORY):
+        for name in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
             if (entry.path / name).exists():
                 shutil.copyfile(entry.path / name, folder.path / name)
         return {**entry.record(), "reused": reused, "store": entry.path.name}
@@ -339,7 +348,7 @@ def fit(
     for callback in callbacks:
         if isinstance(callback, TargetRefresh | SelfTraining):
             record |= callback.record()
-        elif isinstance(callback, EmbeddingHistory) and trainer.is_global_zero:
+        elif isinstance(callback, History) and trainer.is_global_zero:
             callback.save(folder.path)
     if trainer.is_global_zero:
         if name == "pretrain":

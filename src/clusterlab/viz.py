@@ -80,6 +80,27 @@ def decoded_centers(images: Tensor, sizes: Tensor) -> Figure:
 
 
 @style
+def decoded_history(images: Tensor, steps: Tensor, n_rows: int = 8, n_columns: int = 20) -> Figure:
+    """Draw how decoded centers change: a row for each of some steps, a column for each cluster.
+
+    Args:
+        images: Shape ``(S, K, C, H, W)``.
+        steps: Optimizer steps, shape ``(S,)``.
+        n_rows: At most so many of the steps, evenly chosen, the first and the last among them.
+        n_columns: At most so many clusters, the first ones.
+    """
+    rows = torch.linspace(0, len(steps) - 1, min(n_rows, len(steps))).round().long()
+    shown = images[rows, :n_columns]
+    height = 0.6 * images.shape[3] / images.shape[4]
+    size = (len(shown), shown.shape[1])
+    figure, grid = panel_grid(*size, 0.6, height, "Decoded cluster centers while training")
+    for axes, image in zip(grid.flat, shown.flatten(0, 1), strict=True):
+        axes.imshow(_rgb(image))
+    _image_grid(grid, [f"step {step:,}" for step in steps[rows].tolist()])
+    return figure
+
+
+@style
 def extreme_samples(x: Tensor, z: Tensor, centers: Tensor, labels: Tensor, n: int = 10) -> Figure:
     """Draw the members of each cluster that are nearest to its center and farthest from it.
 

@@ -101,7 +101,7 @@ def test_a_start_is_chosen_by_augmented_images(
 
     monkeypatch.setattr(cluster_init, "consistent_kmeans", choose)
     model = dcec(Still, seed=3)
-    side = tiny.image_shape[2]
+    side = tiny.input_shape[2]
     still = RandomAffine(degrees=0, translate=0, scale=0)
     moved = still.maps(1, side, side, torch.Generator())
     moved[:, 0, 2] += 4 / side

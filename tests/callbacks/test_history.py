@@ -9,7 +9,13 @@ import pytest
 import torch
 from lightning import Trainer
 
-from clusterlab.callbacks import ClusterInit, EmbeddingHistory, PhaseCheckpoint, TargetRefresh
+from clusterlab.callbacks import (
+    CenterHistory,
+    ClusterInit,
+    EmbeddingHistory,
+    PhaseCheckpoint,
+    TargetRefresh,
+)
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.models.dcec import DCEC
@@ -26,11 +32,10 @@ def test_keeps_the_same_samples_at_each_interval(dcec: Make, train: Train, tiny:
     train(model, tiny, "pretrain", [history], max_steps=7)
     after = model.embed_samples(tiny, torch.device("cpu"))
     assert history.steps == [0, 3, 6]
-    assert history.index is not None
     assert history.index.tolist() == sorted(set(history.index.tolist()))
-    assert torch.equal(history.z[0], before[history.index])
-    assert [z.shape for z in history.z] == [(20, 10)] * 3
-    assert not torch.equal(history.z[2], after[history.index])  # one step later
+    assert torch.equal(history.kept[0], before[history.index])
+    assert [z.shape for z in history.kept] == [(20, 10)] * 3
+    assert not torch.equal(history.kept[2], after[history.index])  # one step later
 
 
 def test_a_killed_phase_keeps_what_it_had(
@@ -50,7 +55,7 @@ def test_a_killed_phase_keeps_what_it_had(
     checkpoint = PhaseCheckpoint(path, 0)
     train(dcec(), tiny, "finetune", [*kept, checkpoint], max_steps=11, ckpt_path=path)
     assert resumed.steps == straight.steps == [0, 3, 6, 9]
-    assert all(torch.equal(a, b) for a, b in zip(resumed.z, straight.z, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.kept, straight.kept, strict=True))
 
 
 def test_a_run_leaves_and_draws_it(
@@ -75,3 +80,13 @@ def test_a_run_leaves_and_draws_it(
 def test_what_cannot_be_is_refused(interval: Any, n: Any) -> None:
     with pytest.raises(UserError, match="of at least 1, got"):
         EmbeddingHistory(interval, n)
+
+
+def test_centers_are_decoded_at_each_interval(dcec: Make, train: Train, tiny: Samples) -> None:
+    model, history = dcec(), CenterHistory(interval=2)
+    train(model, tiny, "finetune", [ClusterInit(), TargetRefresh(4, 0.0), history], max_steps=4)
+    assert history.steps == [0, 2, 4]
+    assert model.network.training
+    model.network.eval()
+    assert torch.allclose(history.kept[2], model.network.decode(model.centers))
+    assert not torch.equal(history.kept[0], history.kept[1])

@@ -8,7 +8,8 @@ import threading
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import md5, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
+from scipy.sparse import csc_matrix, csr_matrix
 
 from clusterlab.data import download, sources
 from clusterlab.data.download import SHA256
@@ -52,6 +55,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setitem(download.HOMES, "usps", f"{home}/zip")
         monkeypatch.setitem(download.HOMES, "coil20", f"{home}/coil")
+        monkeypatch.setitem(download.HOMES, "reuters21578", f"{home}/text")
         yield pages
         server.shutdown()
         thread.join()
@@ -66,9 +70,9 @@ Publish = Callable[..., None]
 def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Make small arrays the published ones of a set."""
 
-    def publish(source: str, x: Any, y: Any) -> None:
-        digests = tuple(sha256(array.tobytes()).hexdigest() for array in (x, y))
-        monkeypatch.setitem(SHA256, source, digests)
+    def publish(source: str, *arrays: Any, names: Sequence[str] = ("x", "y")) -> None:
+        digests = [sha256(array.tobytes()).hexdigest() for array in arrays]
+        monkeypatch.setitem(SHA256, source, dict(zip(names, digests, strict=True)))
 
     return publish
 
@@ -187,6 +191,95 @@ def test_two_jobs_fetch_once(
         job.join()
     assert fetched == ["usps"]
     assert contents(tmp_path) == ["usps.npz"]
+
+
+# --- documents
+
+CSR = ("data", "indices", "indptr", "shape", "y")
+
+
+def matlab(counts: Any, y: Any) -> bytes:
+    """Write documents as MATLAB does: doubles, columns first, classes from 1."""
+    file = io.BytesIO()
+    savemat(file, {"fea": csc_matrix(counts, dtype=np.float64), "gnd": y[:, None] + 1.0})
+    return file.getvalue()
+
+
+def test_term_counts_from_their_home(tmp_path: Path, site: Pages, publish: Publish) -> None:
+    counts = np.random.default_rng(0).poisson(0.4, (9, 30)).astype(np.uint16)
+    rows = csr_matrix(counts)
+    shape, y = np.array([9, 30]), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    site["/text/Reuters21578.mat"] = (200, {}, matlab(counts, y))
+    arrays = (rows.data, rows.indices, rows.indptr, shape, y)
+    publish("reuters21578", *arrays, names=CSR)
+    got, path = sources.prepared_arrays("reuters21578", str(tmp_path))
+    for name, array in zip(CSR, arrays, strict=True):
+        assert got[name].dtype == array.dtype
+        assert np.array_equal(got[name], array)
+    assert contents(tmp_path) == [path.name] == ["reuters21578.npz"]
+
+
+def test_another_matlab_file_is_refused(tmp_path: Path, site: Pages) -> None:
+    file = io.BytesIO()
+    savemat(file, {"other": np.zeros(3)})
+    site["/text/Reuters21578.mat"] = (200, {}, file.getvalue())
+    with pytest.raises(UserError, match=r"no fea and gnd in Reuters21578\.mat"):
+        sources.prepared_arrays("reuters21578", str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["reuters21578", "newsgroups20"])
+def test_the_matlab_file_gives_the_published_bits(
+    tmp_path: Path, prepared_root: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    arrays, _ = sources.prepared_arrays(source, str(prepared_root))
+    counts = csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), arrays["shape"])
+    path = tmp_path / "set.mat"
+    path.write_bytes(matlab(counts, arrays["y"]))
+    monkeypatch.setattr(download, "retrieve", lambda url, folder: path)
+    download.verify(source, download.fetch(source, tmp_path), "the file", "none")
+
+
+def collection() -> tuple[Any, Any, list[str]]:
+    """Return 60 documents of 12 terms with weights, and which of five topics they have."""
+    rng = np.random.default_rng(0)
+    weights = rng.random((60, 12)) * (rng.random((60, 12)) < np.linspace(0.2, 0.9, 12))
+    weights[weights.sum(1) == 0, 0] = 1
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return weights, rng.random((60, 5)) < 0.3, ["C11", "CCAT", "MCAT", "ECAT", "GCAT"]
+
+
+def test_reuters10k_from_scikit_learns_rcv1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, topics, names = collection()
+    bunch = SimpleNamespace(
+        data=csr_matrix(weights), target=csr_matrix(topics.astype(int)), target_names=names
+    )
+    monkeypatch.setattr(download, "fetch_rcv1", lambda **options: bunch)
+    monkeypatch.setattr(
+        download, "sample_rcv1", partial(download.sample_rcv1, n_documents=8, n_terms=5)
+    )
+    got = sources.prepared("reuters10k", root=str(tmp_path))
+    order = ["CCAT", "ECAT", "GCAT", "MCAT"]
+    assert got.class_names == tuple(order)
+    roots = [[name for name in order if topics[i, names.index(name)]] for i in range(60)]
+    single = [i for i in range(60) if len(roots[i]) == 1]
+    often = [sum(weights[i, j] > 0 for i in single) for j in range(12)]
+    terms = sorted(sorted(range(12), key=lambda j: -often[j])[:5])
+    assert got.y is not None
+    rows = []
+    for x, label in zip(got.x.numpy(), got.y.tolist(), strict=True):
+        assert np.isclose(np.square(x).sum(), 5)
+        fitting = [
+            i
+            for i in single
+            if np.allclose(weights[i, terms] / np.linalg.norm(weights[i, terms]), x / 5**0.5)
+        ]
+        assert len(fitting) == 1
+        assert order.index(roots[fitting[0]][0]) == label
+        rows += fitting
+    assert rows == sorted(set(rows))
+    assert len(rows) == 8
 
 
 # --- COIL-20
@@ -486,7 +579,7 @@ def test_another_set_comes(tmp_path: Path, site: Pages) -> None:
     got = sha256(x.tobytes()).hexdigest()[:12]
     home, path = download.HOMES["usps"], tmp_path / "usps.npz"
     expected = (
-        f"Expected x with SHA-256 {SHA256['usps'][0][:12]} in what {home} sent, got {got}; "
+        f"Expected x with SHA-256 {SHA256['usps']['x'][:12]} in what {home} sent, got {got}; "
         f"put the prepared file at {path}, or run again where {home} can be reached."
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):

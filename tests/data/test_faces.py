@@ -84,4 +84,4 @@ def test_colour_images_train_end_to_end(archive: Path, compose) -> None:
     record = run(compose("data=ytf", f"data.path={archive}", "data.size=16", *little))
     assert record["n_samples"] == 5
     assert record["metrics"]["accuracy"] is not None
-    assert record["config"]["network"]["image_shape"] == [3, 16, 16]
+    assert record["config"]["network"]["input_shape"] == [3, 16, 16]

@@ -56,13 +56,14 @@ def test_digits() -> None:
 # --- prepared sets
 
 
-@pytest.mark.parametrize("name", list(SHA256))
+@pytest.mark.parametrize("name", ["usps", "mnist", "fashion_mnist", "coil20"])
 def test_prepared_sets_are_the_published_ones(prepared_root: Path, name: str) -> None:
     got = sources.prepared(name, root=str(prepared_root))
     assert got.y is not None
-    digests = tuple(sha256(tensor.numpy().tobytes()).hexdigest() for tensor in (got.x, got.y))
+    arrays = {"x": got.x, "y": got.y}
+    digests = {key: sha256(a.numpy().tobytes()).hexdigest() for key, a in arrays.items()}
     assert digests == SHA256[name]
-    assert got.sha256 == SHA256[name][0]
+    assert got.sha256 == SHA256[name]["x"]
     assert got.name == name
     shapes = {"usps": (9298, 1, 16, 16), "coil20": (1440, 1, 128, 128)}
     assert got.x.shape == shapes.get(name, (70000, 1, 28, 28))
@@ -76,13 +77,17 @@ def test_the_digests_are_those_of_the_readme(prepared_root: Path) -> None:
     if not readme.exists():
         pytest.skip(f"no {readme}")
     rows = readme.read_text().split("\n")
-    listed: dict[str, list[str]] = {}
+    listed: dict[str, dict[str, str]] = {}
     for row in rows:
         if file := re.match(r"\| `(\w+)\.npz` \| the file \|", row):
             name = file[1]
-        elif digest := re.match(r"\| \| `[xy]\.tobytes\(\)` \| `([0-9a-f]{64})` \|", row):
-            listed.setdefault(name, []).append(digest[1])
-    assert {name: tuple(listed[name]) for name in SHA256} == SHA256
+        elif digest := re.match(r"\| \| `(\w+)\.tobytes\(\)` \| `([0-9a-f]{64})` \|", row):
+            listed.setdefault(name, {})[digest[1]] = digest[2]
+    assert {name: listed[name] for name in SHA256 if all(SHA256[name].values())} == {
+        name: digests for name, digests in SHA256.items() if all(digests.values())
+    }
+    unpublished = {name for name, digests in SHA256.items() if not all(digests.values())}
+    assert unpublished == {"reuters10k", "stl10", "cifar10"}
 
 
 def test_mnist_test_is_the_last_10000_rows(
@@ -106,7 +111,7 @@ def small_usps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a prepared file of three images and publish its digests."""
     arrays = {"x": pixels(3, 16, 16, np.float32), "y": np.array([0, 2, 1])}
     np.savez_compressed(tmp_path / "usps.npz", **arrays)
-    digests = tuple(sha256(arrays[key].tobytes()).hexdigest() for key in "xy")
+    digests = {key: sha256(arrays[key].tobytes()).hexdigest() for key in "xy"}
     monkeypatch.setitem(SHA256, "usps", digests)
     return tmp_path
 
@@ -117,7 +122,7 @@ def test_the_images_are_hashed_once(small_usps: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(samples, "digest", again)
     got = sources.prepared("usps", root=str(small_usps))
-    assert got.sha256 == SHA256["usps"][0]
+    assert got.sha256 == SHA256["usps"]["x"]
 
 
 def test_the_root_is_argument_then_environment_then_cache(
@@ -141,7 +146,7 @@ def test_a_changed_file_is_refused(small_usps: Path, key: str) -> None:
     got = sha256(arrays[key].tobytes()).hexdigest()[:12]
     with pytest.raises(UserError) as error:
         sources.prepared("usps", root=str(small_usps))
-    expected = SHA256["usps"]["xy".index(key)][:12]
+    expected = SHA256["usps"][key][:12]
     text = one_line(error)
     assert text == (
         f"Expected {key} with SHA-256 {expected} in {path}, got {got}; "
@@ -152,7 +157,7 @@ def test_a_changed_file_is_refused(small_usps: Path, key: str) -> None:
 def test_a_prepared_file_without_labels_is_refused(small_usps: Path) -> None:
     path = small_usps / "usps.npz"
     np.savez(path, x=np.load(path)["x"])
-    with pytest.raises(UserError, match=r"Expected y with SHA-256 .* got none; delete the file"):
+    with pytest.raises(UserError, match=r"Expected an array y in .* got x; delete the file"):
         sources.prepared("usps", root=str(small_usps))
 
 
@@ -171,13 +176,20 @@ def test_rows_outside_the_set_are_refused(small_usps: Path, rows: tuple[int, ...
 
 
 def test_an_unknown_set_is_refused() -> None:
-    with pytest.raises(UserError, match=r"usps, mnist, .*, got stl10; use data=npz") as error:
-        sources.prepared("stl10")
+    with pytest.raises(UserError, match=r"usps, mnist, .*, got imagenet; use data=npz") as error:
+        sources.prepared("imagenet")
     one_line(error)
 
 
 def test_every_prepared_set_has_a_home_and_a_fetcher() -> None:
-    assert set(SHA256) == set(download.HOMES) == set(download._FETCHERS)
+    assert set(SHA256) == set(download.HOMES) == {*download._FETCHERS, "stl10", "cifar10"}
+
+
+def test_features_are_made_by_the_script(tmp_path: Path) -> None:
+    command = "python scripts/extract_features.py stl10"
+    with pytest.raises(UserError, match=f"got nothing there; make it with: {command}") as error:
+        sources.prepared("stl10", root=str(tmp_path))
+    one_line(error)
 
 
 # --- npz: what is accepted
@@ -205,11 +217,26 @@ def test_every_layout_becomes_channels_first(
 
 
 def test_four_ambiguous_axes_are_channels_last(save: Save) -> None:
-    assert sources.npz(save(x=np.zeros((2, 3, 7, 1), np.uint8))).image_shape == (1, 3, 7)
+    assert sources.npz(save(x=np.zeros((2, 3, 7, 1), np.uint8))).input_shape == (1, 3, 7)
 
 
 def test_three_axes_are_always_grey(save: Save) -> None:
-    assert sources.npz(save(x=np.zeros((2, 7, 3), np.uint8))).image_shape == (1, 7, 3)
+    assert sources.npz(save(x=np.zeros((2, 7, 3), np.uint8))).input_shape == (1, 7, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint16", "bool"])
+def test_two_axes_are_vectors_of_any_numbers(save: Save, dtype: str) -> None:
+    x = np.random.default_rng(0).normal(0, 9, (4, 3)).astype(dtype)
+    got = sources.npz(save(x=x))
+    assert got.input_shape == (3,)
+    assert not got.are_images
+    assert got.x.dtype == torch.float32
+    assert np.array_equal(got.x.numpy(), x.astype(np.float32))
+
+
+def test_files_are_kept(save: Save) -> None:
+    names = ["a.png", "b c.png", "d/é.png", "e.png"]
+    assert sources.npz(save(x=pixels(), files=np.array(names))).files == tuple(names)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4"])
@@ -264,12 +291,12 @@ def spoilt(value: float) -> Any:
         ({"x": np.array([pixels(), None], dtype=object)}, "error Object arrays cannot be loaded"),
         ({"x": np.zeros((0, 8, 8), np.uint8)}, r"at least one sample in .*, got shape \(0, 1, 8"),
         ({"x": np.zeros((3, 0, 8), np.uint8)}, r"at least one sample in .*, got shape \(3, 1, 0"),
-        ({"x": np.uint8(3)}, r"images \(N,H,W\), .* got shape \(\); reshape x"),
+        ({"x": np.uint8(3)}, r"vectors \(N,d\), or images \(N,H,W\), .* got shape \(\); reshape x"),
         ({"x": np.zeros(9)}, r"images \(N,H,W\), .* got shape \(9,\); reshape x"),
-        (
-            {"x": np.zeros((5, 64))},
-            r"images \(N,H,W\), \(N,H,W,C\) or \(N,C,H,W\) .* got shape \(5, 64\); reshape x",
-        ),
+        ({"x": np.zeros((0, 64))}, r"at least one sample in .*, got shape \(0, 64\)"),
+        ({"x": np.full((5, 64), 1e300)}, "320 NaN or infinite values, first in sample 0; remove"),
+        ({"x": np.full((5, 64), "a")}, "floating point x in .*, got <U1"),
+        ({"x": pixels(), "files": np.array(["a.png"])}, "4 files in .*, got 1; name one a sample"),
         ({"x": np.zeros((5, 4, 8, 8))}, r"C 1 or 3 in .*, got shape \(5, 4, 8, 8\)"),
         ({"x": np.zeros((5, 1, 8, 8, 8))}, r"got shape \(5, 1, 8, 8, 8\)"),
         ({"x": pixels().astype(np.int64)}, "uint8 or floating point x in .*, got int64; save x"),
@@ -381,13 +408,13 @@ def test_one_colour_image_makes_all_rgb_unless_grey_is_asked_for(tmp_path: Path)
     assert np.array_equal(got[0], np.stack([grey()] * 3))
     assert np.array_equal(got[1], rgb.transpose(2, 0, 1))
     one = images.folder(str(tmp_path), channels=1, name="grey")
-    assert (one.image_shape, one.name) == ((1, 4, 6), "grey")
+    assert (one.input_shape, one.name) == ((1, 4, 6), "grey")
     assert np.array_equal(one.x[0, 0].numpy(), grey())
 
 
 def test_grey_images_become_rgb_when_asked_for(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", grey())
-    assert images.folder(str(tmp_path), channels=3).image_shape == (3, 4, 6)
+    assert images.folder(str(tmp_path), channels=3).input_shape == (3, 4, 6)
 
 
 @pytest.mark.parametrize("mode", ["1", "LA"])

@@ -215,3 +215,34 @@ def test_a_whole_run(little_npz: Path, tmp_path: Path) -> None:
     labels, _ = load(tmp_path / "run").predict(np.load(little_npz)["x"])
     sizes = np.bincount(labels, minlength=5).tolist()
     assert sizes == record["label_free"]["cluster_sizes"]
+
+
+def test_the_rows_of_table_3(little_npz: Path, tmp_path: Path) -> None:
+    """What each leaves out; four of them start from one pretraining, and k-means from nothing."""
+    rows = {
+        "cdc_ae_kmeans": (0, None),
+        "cdc_ae_star_kmeans": (0.001, None),
+        "cdc_c": (0.001, (0, 0)),
+        "cdc_ca": (0.001, (0.75, 0)),
+        "cdc": (0.001, (0.75, 0.001)),
+    }
+    entries: dict[str, str] = {}
+    for name, (lambda_, weights) in rows.items():
+        cfg = composed(
+            tmp_path,
+            *(f"model={name}", "data=npz", f"data.path={little_npz}", "n_clusters=5"),
+            *("trainer=cpu", "figures=false", "network.hidden=[20]", "model.n_init=2"),
+            *("per_data.pretrain_epochs=2", f"run_dir={tmp_path / name}"),
+            *(() if weights is None else ("phases.finetune.max_steps=3",)),
+        )
+        record = run(cfg)
+        model = record["config"]["model"]
+        assert model["lambda_"] == lambda_
+        phases = list(record["phases"])
+        assert phases == ["pretrain", "cluster" if weights is None else "finetune"]
+        if weights is not None:
+            assert (model["eta"], model["beta"]) == weights
+        entries[name] = record["phases"]["pretrain"]["store"]
+        assert record["phases"]["pretrain"]["reused"] == (name not in list(rows)[:2])
+    assert len(set(entries.values())) == 2
+    assert entries["cdc_ae_kmeans"] not in [entries[name] for name in list(rows)[1:]]

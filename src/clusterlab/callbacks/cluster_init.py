@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from clusterlab.centers import consistent_kmeans
+from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import ClusterData, in_order
 from clusterlab.distributed import full_pass
 from clusterlab.errors import problem
@@ -53,8 +54,8 @@ class ClusterInit(Callback):
     def _centers(self, z: Tensor, model: DeepClustering, data: ClusterData) -> Tensor:
         if not self.consistent_starts:
             return model.initial_centers(z)
-        assert data.augment is not None  # checked before the first phase
-        augment, (_, height, width) = data.augment, data.samples.image_shape
+        assert isinstance(data.augment, RandomAffine)  # checked before the first phase
+        augment, (_, height, width) = data.augment, data.samples.input_shape
         generator = torch.Generator().manual_seed(derive_seed(model.seed, "cluster_init"))
 
         def encode(x: Tensor) -> Tensor:

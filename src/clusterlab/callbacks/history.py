@@ -1,4 +1,4 @@
-"""Keep how the embedding of some samples moves while a phase trains."""
+"""Keep how embeddings, or images of the cluster centers, change while a phase trains."""
 
 import io
 from pathlib import Path
@@ -10,16 +10,75 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from clusterlab.data.datamodule import in_order
+from clusterlab.data.samples import Samples
 from clusterlab.distributed import full_pass
 from clusterlab.errors import problem
 from clusterlab.files import write_atomically
 from clusterlab.models.base import DeepClustering
 
-FILE = "embedding.npz"  # beside a phase's weights
+
+class History(Callback):
+    """Look at the model before the first step and after every ``interval`` of them.
+
+    A subclass names its file in ``FILE`` and says in ``look`` what it keeps.
+
+    Args:
+        interval: Optimizer steps between two looks.
+
+    Raises:
+        UserError: If it is not a whole number of at least 1.
+    """
+
+    FILE: str  # beside a phase's weights
+
+    def __init__(self, interval: int) -> None:
+        self.interval = _at_least_1("interval", interval)
+        self.steps: list[int] = []
+        self.kept: list[Tensor] = []
+
+    def look(self, model: DeepClustering, samples: Samples) -> Tensor:
+        """Return what is kept of this step, on the CPU."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what the file holds besides the steps."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before the first step."""
+        if not self.steps:
+            self._look(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look after every interval."""
+        if trainer.global_step % self.interval == 0 and trainer.global_step != self.steps[-1]:
+            self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DeepClustering)
+        self.kept.append(self.look(pl_module, trainer.datamodule.samples))  # type: ignore[attr-defined]
+        self.steps.append(trainer.global_step)
+
+    def save(self, folder: Path) -> None:
+        """Write ``step`` (S,) and what was kept into a phase's folder."""
+        content = io.BytesIO()
+        np.savez_compressed(content, step=np.array(self.steps), **self.arrays())
+        write_atomically(folder / self.FILE, content.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was kept so far."""
+        return {"steps": self.steps, "kept": self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what a checkpoint remembers."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
 
-class EmbeddingHistory(Callback):
-    """Embed the same samples before the first step and after every ``interval`` of them.
+class EmbeddingHistory(History):
+    """Embed the same samples: ``index`` (n,) and ``z`` (S, n, d) in ``embedding.npz``.
 
     Args:
         interval: Optimizer steps between two embeddings.
@@ -29,53 +88,50 @@ class EmbeddingHistory(Callback):
         UserError: If one of them is not a whole number of at least 1.
     """
 
+    FILE = "embedding.npz"
+
     def __init__(self, interval: int, n_samples: int = 1000) -> None:
-        for name, value in (("interval", interval), ("n_samples", n_samples)):
-            if not isinstance(value, int) or value < 1:
-                raise problem(f"{name} of at least 1", value, f"correct the history's {name}")
-        self.interval = interval
-        self.n_samples = n_samples
-        self.steps: list[int] = []
-        self.z: list[Tensor] = []  # (n, d) each
-        self.index: Tensor | None = None  # (n,)
+        super().__init__(interval)
+        self.n_samples = _at_least_1("n_samples", n_samples)
+        self.index = torch.arange(0)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Embed before the first step."""
-        if not self.steps:
-            self._embed(trainer, pl_module)
+    def look(self, model: DeepClustering, samples: Samples) -> Tensor:
+        """Return the embeddings, shape ``(n, d)``."""
+        generator = torch.Generator().manual_seed(model.seed)
+        chosen = torch.randperm(len(samples), generator=generator)[: self.n_samples]
+        self.index = chosen.sort().values
+        batches = in_order(samples.x[self.index])
+        return full_pass(model.network.encode, model.network, batches, model.device).cpu()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Embed after every interval."""
-        if trainer.global_step % self.interval == 0 and trainer.global_step != self.steps[-1]:
-            self._embed(trainer, pl_module)
-
-    def _embed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DeepClustering)
-        x = trainer.datamodule.samples.x  # type: ignore[attr-defined]
-        if self.index is None:
-            generator = torch.Generator().manual_seed(pl_module.seed)
-            chosen = torch.randperm(len(x), generator=generator)[: self.n_samples]
-            self.index = chosen.sort().values
-        network, batches = pl_module.network, in_order(x[self.index])
-        z = full_pass(network.encode, network, batches, pl_module.device)
-        self.steps.append(trainer.global_step)
-        self.z.append(z.cpu())
-
-    def save(self, folder: Path) -> None:
-        """Write ``index`` (n,), ``step`` (S,) and ``z`` (S, n, d) into a phase's folder."""
-        assert self.index is not None
-        content = io.BytesIO()
-        z = torch.stack(self.z).numpy()
-        np.savez_compressed(content, index=self.index.numpy(), step=np.array(self.steps), z=z)
-        write_atomically(folder / FILE, content.getvalue())
+    def arrays(self) -> dict[str, Any]:
+        """Return the samples' numbers and their embeddings."""
+        return {"index": self.index.numpy(), "z": torch.stack(self.kept).numpy()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was kept so far."""
-        return {"steps": self.steps, "z": self.z, "index": self.index}
+        return {**super().state_dict(), "index": self.index}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what a checkpoint remembers."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+
+class CenterHistory(History):
+    """Decode the cluster centers: ``images`` (S, K, C, H, W) in ``centers.npz``."""
+
+    FILE = "centers.npz"
+
+    def look(self, model: DeepClustering, samples: Samples) -> Tensor:
+        """Return an image of each center, shape ``(K, C, H, W)``."""
+        training = model.network.training
+        model.network.eval()
+        with torch.no_grad():
+            images: Tensor = model.network.decode(model.centers).cpu()
+        model.network.train(training)
+        return images
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the images."""
+        return {"images": torch.stack(self.kept).numpy()}
+
+
+def _at_least_1(name: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise problem(f"{name} of at least 1", value, f"correct the history's {name}")
+    return value

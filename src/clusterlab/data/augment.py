@@ -1,6 +1,7 @@
 """Random affine maps of whole batches, on the device, each image by its own draw."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,10 +107,46 @@ class RandomAffine:
         """Draw for n images of this size, as the maps that ``__call__`` takes; ``(n, 2, 3)``."""
         return inverse(self.draw(n, generator), height, width)
 
+    def change(self, x: Tensor, maps: Tensor) -> dict[str, Tensor]:
+        """Return what takes the images' place in a batch."""
+        return {"x": self(x, maps)}
+
     def __call__(self, x: Tensor, maps: Tensor) -> Tensor:
         """Return the images ``(B, C, H, W)``, floating point, each changed by its map."""
         grid = affine_grid(maps, list(x.shape), align_corners=False)
         return grid_sample(x, grid, padding_mode=self.padding, align_corners=False)
+
+
+class Views:
+    """Put changed views beside images, each view by an augmentation and a draw of its own.
+
+    Args:
+        views: One augmentation a view.
+
+    Raises:
+        UserError: If there is none.
+
+    Example:
+        >>> both = Views([RandomAffine(degrees=10), RandomAffine(flip=1)])
+        >>> x, generator = torch.rand(2, 1, 8, 8), torch.Generator().manual_seed(0)
+        >>> batch = both.change(x, both.maps(2, 8, 8, generator))
+        >>> batch["x"] is x, batch["views"].shape, batch["views"][1].flip(3).allclose(x, atol=1e-5)
+        (True, torch.Size([2, 2, 1, 8, 8]), True)
+    """
+
+    def __init__(self, views: Sequence[RandomAffine]) -> None:
+        if not views:
+            raise problem("at least one view", "none", "list augmentations as augment.views")
+        self.views = views
+
+    def maps(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Draw for n images of this size; shape ``(n, V, 2, 3)``."""
+        return torch.stack([view.maps(n, height, width, generator) for view in self.views], dim=1)
+
+    def change(self, x: Tensor, maps: Tensor) -> dict[str, Tensor]:
+        """Return the images as they are and their views, shape ``(V, B, C, H, W)``."""
+        views = [view(x, maps[:, i]) for i, view in enumerate(self.views)]
+        return {"x": x, "views": torch.stack(views)}
 
 
 def inverse(draw: Draw, height: int, width: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from clusterlab.data.augment import RandomAffine
+from clusterlab.data.augment import RandomAffine, Views
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import problem
 from clusterlab.seeding import derive_seed
@@ -90,7 +90,10 @@ class Batches:
     """
 
     def __init__(
-        self, x: Tensor, sampler: EpochShuffle | InOrder, augment: RandomAffine | None = None
+        self,
+        x: Tensor,
+        sampler: EpochShuffle | InOrder,
+        augment: RandomAffine | Views | None = None,
     ) -> None:
         self.x = x
         self.sampler = sampler
@@ -101,7 +104,7 @@ class Batches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield ``{"index": (B,), "x": (B, C, H, W)}`` on the data's device."""
+        """Yield ``{"index": (B,), "x": (B, C, H, W)}`` on the data's device, with views if any."""
         maps = None  # of all samples, so that a sample's is the same on every rank
         if self.augment is not None and isinstance(self.sampler, EpochShuffle):
             seed = derive_seed(self.sampler.seed, "augment", self.sampler.epoch)
@@ -110,10 +113,10 @@ class Batches:
             maps = self.augment.maps(n_samples, height, width, generator).to(self.x.device)
         for index in self.sampler:
             index = index.to(self.x.device, non_blocking=True)
-            x = as_float(self.x[index])
+            batch = {"index": index, "x": as_float(self.x[index])}
             if maps is not None and self.augment is not None:
-                x = self.augment(x, maps[index])
-            yield {"index": index, "x": x}
+                batch |= self.augment.change(batch["x"], maps[index])
+            yield batch
 
 
 def in_order(x: Tensor) -> Batches:
@@ -151,7 +154,7 @@ class ClusterData(LightningDataModule):
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
-        self.augment: RandomAffine | None = None
+        self.augment: RandomAffine | Views | None = None
         self.subset: Tensor | None = None
         self._x: Tensor | None = None
 

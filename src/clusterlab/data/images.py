@@ -49,9 +49,9 @@ def folder(
         raise problem("data.channels 1, 3 or null", channels, "correct it")
     if labels not in (None, "folder"):
         raise problem("data.labels=folder or null", labels, "correct it")
-    files = _image_files(root)
+    files = image_files(root)
     paths = [root / file for file in files]
-    y, names = _folder_labels(files, root) if labels else (None, None)
+    y, names = folder_labels(files, root) if labels else (None, None)
     with ThreadPoolExecutor() as pool:
         depth = channels or (1 if all(pool.map(_is_grey, paths)) else 3)
         shape = decode(paths[0], depth, side).shape
@@ -82,7 +82,12 @@ def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _image_files(root: Path) -> list[str]:
+def image_files(root: Path) -> list[str]:
+    """Return the relative paths of a folder's images, sorted.
+
+    Raises:
+        UserError: If there is no folder, or none in it.
+    """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise problem(f"a folder {root}", got, "correct data.path")
@@ -99,7 +104,12 @@ def _image_files(root: Path) -> list[str]:
     return files
 
 
-def _folder_labels(files: list[str], root: Path) -> tuple[Tensor, tuple[str, ...]]:
+def folder_labels(files: list[str], root: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels that first-level folders give, shape ``(N,)``, and the folders' names.
+
+    Raises:
+        UserError: If a file lies outside of them.
+    """
     for file in files:
         if "/" not in file:
             expected = f"every image in a class folder under {root}"

@@ -23,12 +23,13 @@ class Samples:
 
     Args:
         name: What the records call it.
-        x: Images, shape ``(N, C, H, W)``, ``uint8`` in 0..255 or ``float32`` in [0, 1].
+        x: Images, shape ``(N, C, H, W)``, ``uint8`` in 0..255 or ``float32`` in [0, 1]; or vectors,
+            shape ``(N, d)``, ``float32`` of any size, or ``uint8``, which stand for [0, 1] too.
         y: Ground truth, shape ``(N,)``, ``int64`` in 0..k-1; ``None`` without labels. Scores read
             it, training never does.
         files: One file name a sample, for data that came from files.
         class_names: One name a class, where the data set has them.
-        sha256: Digest of the images as prepared; computed from ``x`` when left empty.
+        sha256: Digest of ``x`` as prepared; computed from ``x`` when left empty.
         known: Labels that training may read, shape ``(N,)``, -1 where unknown; ``None`` for
             methods that read none.
     """
@@ -51,13 +52,17 @@ class Samples:
         return len(self.x)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Return ``(C, H, W)``."""
-        _, c, h, w = self.x.shape
-        return c, h, w
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample, ``(C, H, W)`` or ``(d,)``."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the samples have height and width."""
+        return self.x.ndim == 4
 
     def unit_scale(self) -> float:
-        """Return the factor that brings the mean square of a pixel to 1; 1 for black images.
+        """Return the factor that brings the mean square of a value to 1; 1 if all are zero.
 
         Example:
             >>> Samples("two", torch.tensor([[[[0.5]]], [[[0.5]]]])).unit_scale()
@@ -76,7 +81,7 @@ class Samples:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Bring stored images to ``float32`` in [0, 1]; ``uint8`` is divided by 255.
+    """Bring stored samples to ``float32``; ``uint8`` is divided by 255.
 
     Example:
         >>> as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))

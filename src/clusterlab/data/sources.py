@@ -20,7 +20,7 @@ from clusterlab.errors import problem
 
 Array = NDArray[Any]
 
-SHAPES = "images (N,H,W), (N,H,W,C) or (N,C,H,W) with C 1 or 3"
+SHAPES = "vectors (N,d), or images (N,H,W), (N,H,W,C) or (N,C,H,W) with C 1 or 3"
 
 
 def digits() -> Samples:
@@ -43,6 +43,8 @@ def prepared(
     root: str | None = None,
     rows: Sequence[int] | None = None,
     source: str | None = None,
+    size: int | None = None,
+    balanced: bool = False,
 ) -> Samples:
     """Load a benchmark set from its prepared file, which is fetched first if it is missing.
 
@@ -52,70 +54,114 @@ def prepared(
             else a folder in the user's cache.
         rows: First row and the row after the last; all rows by default.
         source: The prepared file without ``.npz``, a key of ``SHA256``; ``name`` by default.
+        size: Side that the images are brought to by averaging blocks; a divisor of theirs.
+        balanced: Whether to keep as many samples of each class as the smallest class has, drawn at
+            random but always the same. The labels then choose the data: for experiments on balance.
 
     Returns:
-        Grey images, shape ``(N, 1, H, W)``, ``uint8`` (``usps``: ``float32``), and labels. The
-        digest of a whole set is the published one, which the file was just checked against.
+        Grey images, shape ``(N, 1, H, W)``, ``uint8`` (``usps``: ``float32``), or vectors, shape
+        ``(N, d)``, and labels. The digest of a whole set is the published one, which the file was
+        just checked against.
 
     Raises:
         UserError: The set or the rows do not exist, the file is not the published one, or it is
             missing and cannot be fetched.
     """
     source = source or name
-    if source not in SHA256:
-        raise problem(f"one of the sets {', '.join(SHA256)}", source, "use data=npz for a file")
-    default = os.environ.get("CLUSTERLAB_DATA") or pooch.os_cache("clusterlab")
-    path = Path(root or default).expanduser() / f"{source}.npz"
-    ensure(source, path)
-    remedy = "delete the file and run again to fetch it"
-    arrays = _read(path, remedy)
-    verify(source, arrays, str(path), remedy)
-    x, y, sha256 = _channels_first(arrays["x"], str(path)), arrays["y"], SHA256[source][0]
+    arrays, path = prepared_arrays(source, root)
+    x, y, sha256 = _channels_first(arrays["x"], str(path)), arrays["y"], SHA256[source]["x"]
     if rows is not None:
         if len(rows) != 2 or not 0 <= rows[0] < rows[1] <= len(x):
             expected = f"data.rows [start, stop] within 0..{len(x)}"
             raise problem(expected, list(rows), "correct them")
         # Copies, not views: the other rows can then be freed.
         x, y, sha256 = x[slice(*rows)].copy(), y[slice(*rows)].copy(), ""
+    if size is not None:
+        if x.ndim != 4 or size < 1 or any(side % size for side in x.shape[2:]):
+            expected = f"data.size that divides the sides of {source}"
+            raise problem(expected, f"{size} for shape {x.shape[1:]}", "correct it")
+        blocks = x.reshape(*x.shape[:2], size, x.shape[2] // size, size, x.shape[3] // size)
+        mean = blocks.mean(axis=(3, 5), dtype=np.float64)
+        x = (mean / (255 if x.dtype == np.uint8 else 1)).astype(np.float32)
+        sha256 = ""
+    if balanced:
+        kept = _balanced(y)
+        x, y, sha256 = x[kept], y[kept], ""
     names = CLASS_NAMES.get(source)
     return Samples(name, torch.from_numpy(x), torch.from_numpy(y), None, names, sha256)
+
+
+def _balanced(y: Array) -> Array:
+    order = np.random.default_rng(0).permutation(len(y))
+    smallest = np.bincount(y).min()
+    kept = [order[y[order] == label][:smallest] for label in range(y.max() + 1)]
+    return np.sort(np.concatenate(kept))
+
+
+def prepared_arrays(source: str, root: str | None = None) -> tuple[dict[str, Array], Path]:
+    """Read a prepared file, fetched first if it is missing, and compare it with its digests.
+
+    Args:
+        source: The file without ``.npz``, a key of ``SHA256``.
+        root: Its folder, see ``prepared``.
+
+    Returns:
+        Its arrays, and where it is.
+
+    Raises:
+        UserError: As ``prepared``.
+    """
+    if source not in SHA256:
+        raise problem(f"one of the sets {', '.join(SHA256)}", source, "use data=npz for a file")
+    default = os.environ.get("CLUSTERLAB_DATA") or pooch.os_cache("clusterlab")
+    path = Path(root or default).expanduser() / f"{source}.npz"
+    ensure(source, path)
+    remedy = "delete the file and run again to fetch it"
+    arrays = read_arrays(path, list(SHA256[source]), (), remedy)
+    verify(source, arrays, str(path), remedy)
+    return arrays, path
 
 
 def npz(path: str, name: str | None = None) -> Samples:
     """Load a user's ``.npz`` file.
 
-    Four axes are read as ``(N, H, W, C)`` if the last one is 1 or 3 long, and otherwise as
-    ``(N, C, H, W)``; three axes are always grey images ``(N, H, W)``.
+    Two axes are vectors ``(N, d)``, three are grey images ``(N, H, W)``, and four are read as
+    ``(N, H, W, C)`` if the last one is 1 or 3 long, and otherwise as ``(N, C, H, W)``.
 
     Args:
-        path: File with ``x``, ``uint8`` or floating point in [0, 1], and optionally ``y``, shape
-            ``(N,)``, whole numbers of any value.
+        path: File with ``x``, ``uint8`` or floating point, which for images is in [0, 1], and
+            optionally ``y``, shape ``(N,)``, whole numbers of any value, and ``files``, shape
+            ``(N,)``, the file that each came from.
         name: What the records call the set; the file's name by default.
 
     Returns:
-        Images, shape ``(N, C, H, W)``, ``uint8`` or ``float32``; labels renumbered 0..k-1 in the
-        order of the original values, which become the class names.
+        Vectors, shape ``(N, d)``, or images, shape ``(N, C, H, W)``, ``uint8`` or ``float32``;
+        labels renumbered 0..k-1 in the order of the original values, which become the class names.
 
     Raises:
         UserError: The file cannot be read, or its arrays are not as above.
     """
     file = Path(path).expanduser()
-    arrays = _read(file, "save it again with numpy.savez(path, x=x, y=y)")
-    x = as_images(arrays["x"], str(file))
-    y, names = _checked_labels(arrays["y"], len(x), file) if "y" in arrays else (None, None)
-    return Samples(name or file.stem, torch.from_numpy(x), y, class_names=names)
+    remedy = "save it again with numpy.savez(path, x=x, y=y), or use data=text for term counts"
+    arrays = read_arrays(file, ["x"], ["y", "files"], remedy)
+    x = as_samples(arrays["x"], str(file))
+    y, names = checked_labels(arrays["y"], len(x), file) if "y" in arrays else (None, None)
+    files = tuple(map(str, arrays["files"])) if "files" in arrays else None
+    if files is not None and len(files) != len(x):
+        raise problem(f"{len(x)} files in {file}", len(files), "name one a sample, or none")
+    return Samples(name or file.stem, torch.from_numpy(x), y, files, names)
 
 
-def as_images(x: Array, where: str) -> Array:
-    """Bring an array to the axes and types of stored images, or say why it is none.
+def as_samples(x: Array, where: str) -> Array:
+    """Bring an array to the axes and types of stored samples, or say why it is none.
 
     Args:
-        x: Shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C 1 or 3, ``uint8`` or
-            floating point in [0, 1].
+        x: Images, shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C 1 or 3,
+            ``uint8`` or floating point in [0, 1]; or vectors, shape ``(N, d)``, of any numbers.
         where: What the message calls the origin of the array.
 
     Returns:
-        Shape ``(N, C, H, W)``, ``uint8`` or ``float32``.
+        Shape ``(N, C, H, W)`` or ``(N, d)``, ``uint8`` or ``float32``.
 
     Raises:
         UserError: If it has other axes or values.
@@ -123,7 +169,20 @@ def as_images(x: Array, where: str) -> Array:
     return _checked_values(_channels_first(x, where), where)
 
 
-def _read(file: Path, remedy: str) -> dict[str, Array]:
+def read_arrays(
+    file: Path, needed: Sequence[str], others: Sequence[str], remedy: str
+) -> dict[str, Array]:
+    """Read arrays of an ``.npz`` file.
+
+    Args:
+        file: The file.
+        needed: Arrays that it must have.
+        others: Arrays to read as well where it has them.
+        remedy: What messages say to do.
+
+    Raises:
+        UserError: If it is not there or not an ``.npz`` file, an array is missing or no plain one.
+    """
     if not file.is_file():
         got = "a folder" if file.is_dir() else "nothing there"
         raise problem(f"a file {file}", got, "correct data.path")
@@ -132,45 +191,62 @@ def _read(file: Path, remedy: str) -> dict[str, Array]:
     try:
         with np.load(file) as archive:
             keys = archive.files
-            arrays = {key: np.asarray(archive[key]) for key in ("x", "y") if key in keys}
+            wanted = [key for key in (*needed, *others) if key in keys]
+            arrays = {key: np.asarray(archive[key]) for key in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise problem(f"plain arrays in {file}", f"the error {error}", remedy) from error
-    if "x" not in arrays:
-        raise problem(f"an array x in {file}", ", ".join(keys) or "no arrays", remedy)
+    if missing := [key for key in needed if key not in keys]:
+        got = ", ".join(keys) or "no arrays"
+        raise problem(f"an array {missing[0]} in {file}", got, remedy)
     return arrays
 
 
 def _channels_first(x: Array, file: str) -> Array:
     if x.ndim == 3:
         x = x[:, None]
+    elif x.ndim == 2:
+        pass
     elif x.ndim == 4 and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     elif x.ndim != 4 or x.shape[1] not in (1, 3):
         remedy = "reshape x, for example x.reshape(N, H, W)"
         raise problem(f"{SHAPES} in {file}", f"shape {x.shape}", remedy)
     if x.size == 0:
-        raise problem(f"at least one sample in {file}", f"shape {x.shape}", "add images to x")
+        raise problem(f"at least one sample in {file}", f"shape {x.shape}", "add samples to x")
     return np.ascontiguousarray(x)
 
 
 def _checked_values(x: Array, file: str) -> Array:
     if x.dtype == np.uint8:
         return x
-    if x.dtype.kind != "f":
+    vectors = x.ndim == 2
+    if x.dtype.kind not in ("biuf" if vectors else "f"):
         remedy = "save x as uint8 in 0..255 or as float32 in [0, 1]"
         raise problem(f"uint8 or floating point x in {file}", x.dtype, remedy)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
     broken = ~np.isfinite(x)
     if broken.any():
         first = broken.reshape(len(x), -1).any(axis=1).argmax()
         got = f"{broken.sum()} NaN or infinite values, first in sample {first}"
         raise problem(f"finite x in {file}", got, "remove or repair these samples")
-    if x.min() < 0 or x.max() > 1:
+    if not vectors and (x.min() < 0 or x.max() > 1):
         got = f"min {x.min()} and max {x.max()}"
         raise problem(f"x in [0, 1] in {file}", got, "scale x to [0, 1] or save it as uint8")
-    return x.astype(np.float32, copy=False)
+    return x
 
 
-def _checked_labels(y: Array, n: int, file: Path) -> tuple[Tensor, tuple[str, ...]]:
+def checked_labels(y: Array, n: int, file: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Number labels 0..k-1 in the order of their values, and keep those as names.
+
+    Args:
+        y: Labels, shape ``(n,)``, whole numbers of any value.
+        n: How many there must be.
+        file: Where they are from.
+
+    Raises:
+        UserError: If they are not as above.
+    """
     if y.shape != (n,):
         remedy = "give one label a sample, or leave y out"
         raise problem(f"y of shape ({n},) in {file}", f"shape {y.shape}", remedy)

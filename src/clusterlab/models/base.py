@@ -137,6 +137,9 @@ class DeepClustering(LightningModule):
         """Map the training's images in order; ``(N, d)``, the same bits on every rank."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ClusterData)
+        if self.trainer.world_size > 1:  # each rank's batch normalisation saw other batches
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         rows = full_pass(function, module, data.ordered_dataloader(), self.device)
         if self.trainer.world_size > 1:
             rows = interleave(self.all_gather(rows), len(data.samples))  # type: ignore[arg-type]

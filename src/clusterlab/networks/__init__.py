@@ -4,6 +4,7 @@ from clusterlab.networks.autoencoder import Autoencoder
 from clusterlab.networks.conv import ConvAutoencoder
 from clusterlab.networks.mlp import MLPAutoencoder, Pixels
 from clusterlab.networks.pooled import Classifier, PooledAutoencoder
+from clusterlab.networks.residual import ResidualAutoencoder
 
 __all__ = [
     "Autoencoder",
@@ -12,4 +13,5 @@ __all__ = [
     "MLPAutoencoder",
     "Pixels",
     "PooledAutoencoder",
+    "ResidualAutoencoder",
 ]

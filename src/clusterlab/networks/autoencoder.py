@@ -7,12 +7,17 @@ from torch.nn.functional import mse_loss
 class Autoencoder(nn.Module):
     """Join an encoder and a decoder.
 
+    Attributes:
+        images_only: Whether samples must have height and width; a subclass's to say.
+
     Args:
         encoder: Maps ``x`` of shape ``(B, *input)`` to ``z`` of shape ``(B, d)``.
         decoder: Maps ``z`` back to the shape of ``x``.
         embedding_dim: d.
-        scale: Factor between the images and what the network sees: it encodes ``scale * x``.
+        scale: Factor between the samples and what the network sees: it encodes ``scale * x``.
     """
+
+    images_only = False
 
     def __init__(
         self, encoder: nn.Module, decoder: nn.Module, embedding_dim: int, scale: float = 1.0
@@ -34,7 +39,7 @@ class Autoencoder(nn.Module):
         return x_hat if self.scale == 1 else x_hat / self.scale
 
     def reconstruction_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Return the mean squared error over images and pixels, in the network's own scale."""
+        """Return the mean squared error over samples and values, in the network's own scale."""
         return self.scale**2 * mse_loss(x_hat, x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The convolutional autoencoder of DCEC."""
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -22,12 +23,12 @@ class ConvAutoencoder(Autoencoder):
     on mirrored images.
 
     Args:
-        image_shape: ``(C, H, W)``, sides of at least 8.
+        input_shape: ``(C, H, W)``, sides of at least 8.
         embedding_dim: d; the paper takes the number of clusters.
         filters: Filters of the three convolutions.
 
     Raises:
-        UserError: If a side is shorter than 8.
+        UserError: If samples are vectors, or a side is shorter than 8.
 
     Example:
         >>> import torch
@@ -36,14 +37,15 @@ class ConvAutoencoder(Autoencoder):
         (torch.Size([2, 10]), torch.Size([2, 1, 28, 28]))
     """
 
+    images_only = True
+
     def __init__(
         self,
-        image_shape: Sequence[int],
+        input_shape: Sequence[int],
         embedding_dim: int,
         filters: Sequence[int] = (32, 64, 128),
     ) -> None:
-        channels, *size = image_shape
-        check_size(*size)
+        channels, *size = image_shape(input_shape)
         height, width = (1 if side % 8 == 0 else 0 for side in size)
         kernels, paddings = (5, 5, 3), ((2, 2), (2, 2), (height, width))
         widths = [channels, *filters]
@@ -79,15 +81,20 @@ class ConvAutoencoder(Autoencoder):
         self.apply(glorot_)
 
 
-def check_size(height: int, width: int) -> None:
-    """Refuse images of which three convolutions of stride 2 leave nothing.
+def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return ``(C, H, W)`` of samples that three convolutions can halve.
 
     Raises:
-        UserError: If a side is shorter than 8.
+        UserError: If they are vectors, or a side is shorter than 8.
     """
+    if len(input_shape) != 3:
+        got = f"vectors of {math.prod(input_shape)} numbers"
+        raise problem("images for convolutions", got, "choose network=mlp, and model=dcec or cdc")
+    channels, height, width = input_shape
     if min(height, width) < SMALLEST_SIDE:
         raise problem(
             f"images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels",
             f"{height}x{width}",
             "enlarge them first (data.size=32 for a folder)",
         )
+    return channels, height, width

@@ -1,4 +1,4 @@
-"""The fully connected autoencoder of DEC, and the pixels as they are."""
+"""The fully connected autoencoder of DEC, and the samples as they are."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from clusterlab.networks.autoencoder import Autoencoder, fan_in_, glorot_
 
 
 class MLPAutoencoder(Autoencoder):
-    """Build the d-500-500-2000-10 autoencoder of DEC (Xie et al., ICML 2016) for any image size.
+    """Build the d-500-500-2000-10 autoencoder of DEC (Xie et al., ICML 2016) for any samples.
 
     A ReLU after every layer except embedding and output; the decoder mirrors the encoder. The
     papers call it SAE, for the stacked layer-by-layer pretraining it once had; here as in DCEC it
@@ -28,10 +28,10 @@ class MLPAutoencoder(Autoencoder):
     ``fan_in`` stays above 0.55 for 40 epochs.
 
     Args:
-        image_shape: ``(C, H, W)``; d is their product.
+        input_shape: ``(C, H, W)``, whose product is d, or ``(d,)``.
         embedding_dim: Width of the embedding; the paper takes 10.
         hidden: Widths between input and embedding.
-        scale: Factor between the images and what the network sees.
+        scale: Factor between the samples and what the network sees.
         init: ``glorot`` or ``fan_in``.
 
     Example:
@@ -43,29 +43,29 @@ class MLPAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
+        input_shape: Sequence[int],
         embedding_dim: int,
         hidden: Sequence[int] = (500, 500, 2000),
         scale: float = 1.0,
         init: Literal["glorot", "fan_in"] = "glorot",
     ) -> None:
-        widths = [math.prod(image_shape), *hidden, embedding_dim]
+        widths = [math.prod(input_shape), *hidden, embedding_dim]
         encoder: list[nn.Module] = [nn.Flatten()]
         decoder: list[nn.Module] = []
         for i in range(len(widths) - 1):
             encoder += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
             decoder += [nn.Linear(widths[-1 - i], widths[-2 - i]), nn.ReLU()]
-        decoder[-1] = nn.Unflatten(1, tuple(image_shape))  # in place of a ReLU
+        decoder[-1] = nn.Unflatten(1, tuple(input_shape))  # in place of a ReLU
         encoder.pop()
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim, scale)
         self.apply({"glorot": glorot_, "fan_in": fan_in_}[init])
 
 
 class Pixels(Autoencoder):
-    """Embed an image as its pixels: nothing to train, for methods that cluster the data itself.
+    """Embed a sample as itself: nothing to train, for methods that cluster the data as it is.
 
     Args:
-        image_shape: ``(C, H, W)``; the embedding has their product of dimensions.
+        input_shape: ``(C, H, W)``, for an embedding of their product of dimensions, or ``(d,)``.
 
     Example:
         >>> import torch
@@ -74,6 +74,6 @@ class Pixels(Autoencoder):
         tensor([[0., 1., 2., 3.]])
     """
 
-    def __init__(self, image_shape: Sequence[int]) -> None:
-        decoder = nn.Unflatten(1, tuple(image_shape))
-        super().__init__(nn.Flatten(), decoder, embedding_dim=math.prod(image_shape))
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        decoder = nn.Unflatten(1, tuple(input_shape))
+        super().__init__(nn.Flatten(), decoder, embedding_dim=math.prod(input_shape))

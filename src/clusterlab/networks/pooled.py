@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from clusterlab.networks.autoencoder import Autoencoder, glorot_
-from clusterlab.networks.conv import check_size
+from clusterlab.networks.conv import image_shape
 
 SLOPE = 0.01  # of LeakyReLU below zero; the paper does not say, this is PyTorch's
 
@@ -22,12 +22,12 @@ class PooledAutoencoder(Autoencoder):
     The paper gives the number of convolutions and nothing of their sizes; these are DCEC's.
 
     Args:
-        image_shape: ``(C, H, W)``, sides of at least 8.
+        input_shape: ``(C, H, W)``, sides of at least 8.
         embedding_dim: Width of the embedding; the paper takes the number of clusters.
         filters: Filters of the three convolutions.
 
     Raises:
-        UserError: If a side is shorter than 8.
+        UserError: If samples are vectors, or a side is shorter than 8.
 
     Example:
         >>> import torch
@@ -36,14 +36,15 @@ class PooledAutoencoder(Autoencoder):
         (torch.Size([2, 41]), torch.Size([2, 3, 55, 55]))
     """
 
+    images_only = True
+
     def __init__(
         self,
-        image_shape: Sequence[int],
+        input_shape: Sequence[int],
         embedding_dim: int,
         filters: Sequence[int] = (32, 64, 128),
     ) -> None:
-        channels, height, width = image_shape
-        check_size(height, width)
+        channels, height, width = image_shape(input_shape)
         widths, kernels = [channels, *filters], (5, 5, 3)
         sizes = [(height >> i, width >> i) for i in range(4)]
         flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
@@ -96,14 +97,14 @@ class Classifier(nn.Sequential):
     dropout 0.5 before the last linear layer, as the paper says.
 
     Args:
-        image_shape: ``(C, H, W)``, sides of at least 8.
+        input_shape: ``(C, H, W)``, sides of at least 8.
         n_clusters: K.
         filters: Filters of the two convolutions.
         hidden: Width of the hidden layer.
         dropout: Share of it that is dropped in training.
 
     Raises:
-        UserError: If a side is shorter than 8.
+        UserError: If samples are vectors, or a side is shorter than 8.
 
     Example:
         >>> import torch
@@ -113,14 +114,13 @@ class Classifier(nn.Sequential):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
+        input_shape: Sequence[int],
         n_clusters: int,
         filters: Sequence[int] = (32, 64),
         hidden: int = 128,
         dropout: float = 0.5,
     ) -> None:
-        channels, height, width = image_shape
-        check_size(height, width)
+        channels, height, width = image_shape(input_shape)
         layers: list[nn.Module] = []
         for before, after in zip((channels, *filters), filters, strict=False):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
