@@ -95,10 +95,11 @@ class ICAE(DeepClustering):
         if self.reconstruction + self.sobel > 0:
             noise = self.noise * z.shape[1] ** -0.5 * torch.randn_like(chain[0])  # eq. (4)
             x_hat = self.network.decode(chain[0] + noise)  # eq. (5)
-            # Pixels of [-1, 1] are the paper's: differences are twice, squares four times as large.
-            loss = 4 * (x_hat - x).square().mean()  # eq. (3)
-            terms["reconstruction"] = self.reconstruction * loss
-            terms["sobel"] = self.sobel * 4 * sobel_loss(x, x_hat, self.sobel_power)
+            # Pixels of [-1, 1] are the paper's: squares of differences are four times as large.
+            if self.reconstruction > 0:  # eq. (3)
+                terms["reconstruction"] = 4 * self.reconstruction * (x_hat - x).square().mean()
+            if self.sobel > 0:
+                terms["sobel"] = 4 * self.sobel * sobel_loss(x, x_hat, self.sobel_power)
         return terms
 
     def setup(self, stage: str) -> None:
