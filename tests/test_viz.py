@@ -452,3 +452,15 @@ def test_trials_are_averaged_over_the_steps_they_share() -> None:
     band = np.asarray(steps.collections[0].get_paths()[0].vertices)
     assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 0.8)
     assert [np.asarray(line.get_ydata()).tolist() for line in ends.lines] == [[0.9, 0.7], [0.9]]
+
+
+def test_the_history_of_centers_has_first_and_last_step() -> None:
+    images = torch.zeros(30, 25, 1, 4, 4)
+    images[-1] = 1
+    figure = viz.decoded_history(images, 100 * torch.arange(30))
+    grid = np.array(figure.axes).reshape(8, 20)
+    captions = [row[0].texts[0].get_text() for row in grid]
+    assert (captions[0], captions[-1]) == ("step 0", "step 2,900")
+    values = [float(np.asarray(axes.images[0].get_array()).mean()) for axes in grid[:, 19]]
+    assert values == [0] * 7 + [1]
+    assert len(viz.decoded_history(images[:1], torch.tensor([0])).axes) == 20

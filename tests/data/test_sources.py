@@ -578,3 +578,30 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], message: str) ->
     with pytest.raises(UserError, match=message) as error:
         images.folder(str(tmp_path), **settings)
     one_line(error)
+
+
+# --- prepared sets, changed
+
+
+def test_images_are_averaged_to_a_smaller_size(prepared_root: Path) -> None:
+    root = str(prepared_root)
+    whole, small = (sources.prepared("coil20", root=root, size=size) for size in (None, 32))
+    assert small.x.shape == (1440, 1, 32, 32)
+    assert small.x.dtype == torch.float32
+    block = whole.x[700, 0, 40:44, 96:100].double().mean() / 255
+    assert small.x[700, 0, 10, 24].item() == pytest.approx(block.item())
+    assert small.sha256 != whole.sha256
+    with pytest.raises(UserError, match=r"data\.size that divides the sides of coil20, got 30"):
+        sources.prepared("coil20", root=root, size=30)
+
+
+def test_a_balanced_part_has_as_many_of_each_class(prepared_root: Path) -> None:
+    root = str(prepared_root)
+    whole, part = (sources.prepared("usps", root=root, balanced=b) for b in (False, True))
+    assert part.y is not None
+    assert whole.y is not None
+    assert torch.bincount(part.y).tolist() == [708] * 10
+    rows = [torch.nonzero((whole.x == x).flatten(1).all(1)).item() for x in part.x[::500]]
+    assert rows == sorted(rows)
+    assert whole.y[rows].tolist() == part.y[::500].tolist()
+    assert torch.equal(sources.prepared("usps", root=root, balanced=True).x, part.x)
