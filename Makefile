@@ -4,7 +4,7 @@ BIN := .venv/bin
 export CLUSTERLAB_DATA ?= $(wildcard $(abspath ../shared/data))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format type benchmark readme clean
+.PHONY: help setup run test test-fast test-slurm lint format type benchmark readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test: lint type  ## lint, types and the whole test suite
 
 test-fast: setup  ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m 'not slow and not distributed'
+
+test-slurm: setup  ## a sweep through a real Slurm, started here: needs root, slurm-wlm and munge
+	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm.py
 
 benchmark: setup  ## speed of the training loop against bare PyTorch, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -543,9 +544,14 @@ def test_a_failing_job_does_not_stop_a_sweep(do: Callable[..., Command], work: P
     assert [f", {k} clusters" in command.stdout for k in (5, 1, 4)] == [True, False, True]
     runs = sorted(path.name for path in work.glob("runs/dcec_little/*"))
     assert len(runs) == 2
-    *_, head, last = command.stderr.splitlines()
-    assert head == "1 job failed:"
-    assert " n_clusters=1 " in f"{last} "
+    assert "Sweep of 3: 1 done, 0 running, 0 failed, 2 left, about 0:00 h." in command.stderr
+    *_, head, why, again = command.stderr.splitlines()
+    assert head == "Sweep of 3: 2 done, 0 running, 1 failed, 0 left."
+    assert re.search(r" n_clusters=1 .*: Expected n_clusters from 2 to .+; set n_clusters\.$", why)
+    repeated = shlex.split(again.removeprefix("  again: python "))
+    assert repeated[0].endswith("train.py")
+    assert "n_clusters=1" in repeated
+    assert refusal(do(*repeated[1:]))
 
 
 @pytest.mark.slow
@@ -557,7 +563,7 @@ def test_a_failing_job_of_parallel_jobs(do: Callable[..., Command], work: Path) 
     assert "dcec on little" in command.stdout
     assert len(list(work.glob("runs/dcec_little/*/result.json"))) == 1
     assert command.code == 1
-    assert "1 job failed:" in command.stderr
+    assert "1 done, 0 running, 1 failed, 0 left" in command.stderr
 
 
 def test_sweep_group_is_a_multirun(

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from clusterlab import sweep
 from clusterlab.errors import UserError, problem
 from clusterlab.files import config_folder, settings_digest
 
@@ -33,7 +34,6 @@ UNWRITABLE = {
     *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
-FAILED = "CLUSTERLAB_FAILED"  # names the file in which jobs, in whatever process, say they failed
 
 
 def safe(text: str, limit: int) -> str:
@@ -81,6 +81,8 @@ def job(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     context = HydraConfig.get()
     cfg.experiment_name = context.runtime.choices.get("experiment")
+    told = sweep.Job(list(context.overrides.task))
+    told.write("running")
     try:
         asked: Any = OmegaConf.to_container(cfg.data, resolve=False)
         if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
@@ -88,24 +90,31 @@ def job(cfg: DictConfig) -> None:
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
+        finished = (Path(cfg.run_dir) / "result.json").exists()
         record = run(cfg)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.errno not in UNWRITABLE:
-                raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             remedy = "free some space, or set output_dir to a folder that you may write to"
             error = problem("a place to write", error, remedy)
-        print(f"Error: {error}", file=sys.stderr)
-        with Path(os.environ[FAILED]).open("a") as file:
-            file.write(f"{' '.join(context.overrides.task)}\n")
         if context.mode == RunMode.RUN:
+            if not isinstance(error, UserError):
+                raise
+            print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        # The other jobs of a sweep go on.
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        print(f"Error: {error}", file=sys.stderr)
+        told.write("failed", why=str(error) or type(error).__name__)
         return
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a phase into an exit
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
+    told.write("done", worked=not finished)
     if record:
         show(record, Path(cfg.run_dir))
+    if line := told.progress():
+        print(line, file=sys.stderr)
 
 
 def show(record: dict[str, Any], run_dir: Path) -> None:
@@ -150,11 +159,13 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit with 1 if a job failed."""
-    with tempfile.NamedTemporaryFile(prefix="clusterlab-") as file:
-        os.environ[FAILED] = file.name
-        job()
-        if failed := Path(file.name).read_text().splitlines():
-            jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
-            print(f"{jobs} failed:", *failed, sep="\n  ", file=sys.stderr)
-            raise SystemExit(1)
+    """Run the command line; exit with 1 if a job of a sweep failed."""
+    os.environ.pop(sweep.FOLDER, None)
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "ERROR")
+    job()
+    if sweep.FOLDER not in os.environ:
+        return
+    folder, program = Path(os.environ[sweep.FOLDER]), f"python {sys.argv[0]}"
+    if lines := sweep.failures(folder, program):
+        print(sweep.progress(folder), *lines, sep="\n", file=sys.stderr)
+        raise SystemExit(1)

@@ -1,0 +1,116 @@
+"""How the jobs of a sweep are doing: kept in its folder, so that jobs anywhere can tell."""
+
+import json
+import os
+import shlex
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from clusterlab.files import settings_digest, write_json
+
+FOLDER = "CLUSTERLAB_SWEEP"  # names the sweep's folder to its jobs, in whatever process
+
+
+class Sweep(Callback):
+    """Open a folder for the jobs of a sweep before the first of them starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write down how many jobs there will be, where that can be told beforehand."""
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+        folder = Path(config.output_dir).resolve() / ".multirun" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "sweep.json", {"jobs": count(config)})
+        os.environ[FOLDER] = str(folder)
+        if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
+            from clusterlab.slurm import watch_the_queue  # of an optional package
+
+            watch_the_queue()
+
+
+def count(config: DictConfig) -> int | None:
+    """Return how many jobs a sweep has; ``None`` for a sweeper that chooses as it goes.
+
+    Args:
+        config: A composed config with its ``hydra`` node.
+    """
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
+        return None
+    asked = {text.split("=")[0]: text for text in config.hydra.overrides.task}
+    asked = {name: f"{name}={v}" for name, v in (sweeper.params or {}).items()} | asked
+    jobs = 1
+    for override in OverridesParser.create().parse_overrides(list(asked.values())):
+        if override.is_sweep_override():
+            jobs *= len(list(override.sweep_iterator()))
+    return jobs
+
+
+class Job:
+    """One job of the sweep that the environment names; does nothing outside of one.
+
+    Args:
+        overrides: What tells it from the others.
+    """
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.overrides = overrides
+        folder = os.environ.get(FOLDER)
+        self.folder = Path(folder) if folder and Path(folder).is_dir() else None
+
+    def write(self, state: str, **more: Any) -> None:
+        """Write that the job is ``running``, ``done`` or ``failed``."""
+        if self.folder is not None:
+            told = {"overrides": self.overrides, "state": state, "time": time.time(), **more}
+            path = self.folder / f"{settings_digest(self.overrides)[:16]}.json"
+            if state != "running":
+                told["seconds"] = told["time"] - json.loads(path.read_text())["time"]
+            write_json(path, told)
+
+    def progress(self) -> str:
+        """Say how many jobs are done, running, failed and left, and for how long; "" alone."""
+        return "" if self.folder is None else progress(self.folder)
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return what the jobs of a sweep have written, in the order of their last words."""
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return sorted((job for job in found if "state" in job), key=lambda job: float(job["time"]))
+
+
+def progress(folder: Path) -> str:
+    """Say how many jobs of a sweep are done, running, failed and left, and what is left to wait.
+
+    A job that had been finished before tells nothing about the time of one that was not.
+    """
+    found = jobs(folder)
+    states = [job["state"] for job in found]
+    parts = [f"{states.count(state)} {state}" for state in ("done", "running", "failed")]
+    total = json.loads((folder / "sweep.json").read_text())["jobs"]
+    if total is None:
+        return f"Sweep: {', '.join(parts)}."
+    left = max(total - len(found), 0)
+    text = f"Sweep of {total}: {', '.join(parts)}, {left} left"
+    worked = [job["seconds"] for job in found if job.get("worked")]
+    running = [time.time() - job["time"] for job in found if job["state"] == "running"]
+    if not worked or not left + len(running):
+        return f"{text}."
+    mean = sum(worked) / len(worked)
+    ahead = left * mean + sum(max(mean - seconds, 0) for seconds in running)
+    wait = timedelta(seconds=60 * round(ahead / max(len(running), 1) / 60))
+    return f"{text}, about {str(wait)[:-3]} h."
+
+
+def failures(folder: Path, program: str) -> list[str]:
+    """Return lines that name each failed job, why it failed, and the command that repeats it."""
+    lines = []
+    for job in jobs(folder):
+        if job["state"] == "failed":
+            lines += [f"{' '.join(job['overrides'])}: {job['why']}"]
+            lines += [f"  again: {program} {shlex.join(job['overrides'])}"]
+    return lines
