@@ -6,8 +6,10 @@ Started as a script, this file trains on the ranks that Lightning starts for it.
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from clusterlab.losses import kl_divergence
 from clusterlab.metrics import contingency, match
 from clusterlab.models.dcec import DCEC
 from clusterlab.networks import ConvAutoencoder
+from clusterlab.training import run
+from conftest import composed
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,6 +225,114 @@ def test_the_command_line_on_two_processes(tmp_path: Path):
     with (run_dir / "metrics.csv").open() as file:
         *_, last = (row for row in csv.DictReader(file) if row["cluster/ari"])
     assert float(last["cluster/ari"]) == pytest.approx(expected["ari"], abs=1e-9)
+
+
+# Each model on two processes
+
+SMALL = ("network.filters=[4,6,8]",)
+MODELS = {
+    "dcec": SMALL,
+    "sdcec": (*SMALL, "data.labelled=5"),
+    "idcec": (*SMALL, "model.classifier.filters=[4,6]", "phases.retrain.max_epochs=3"),
+    "cdc": ("network.hidden=[20,30]",),
+    "icae": (*SMALL, "network.embedding_dim=6"),
+}
+
+
+class KeepRank(Callback):
+    """Leave what a rank ends a phase with; kill the second's process at a step, if asked."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        where = f"{pl_module.phase} {trainer.global_step}"
+        if trainer.global_rank == 1 and where == os.environ.get("DIE_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = {"target": pl_module.target, **pl_module.state_dict()}
+        torch.save(state, self.folder / f"{pl_module.phase}{trainer.global_rank}.pt")
+
+
+def overrides_of(model: str, folder: Path, npz: Path, *more: str) -> list[str]:
+    last = ("phases.finetune.max_epochs=6", "phases.finetune.update_interval=6")
+    if model != "icae":
+        last = (*last, "phases.pretrain.max_epochs=4", "phases.finetune.tolerance=0")
+    where = (f"output_dir={folder / 'out'}", f"run_dir={folder / 'out' / 'run'}")
+    data = ("data=npz", f"data.path={npz}", "data.batch_size=40", "n_clusters=5")
+    return [f"model={model}", *data, *where, *MODELS[model], *last, "figures=false", *more]
+
+
+def start(
+    model: str, folder: Path, npz: Path, *more: str, die_at: str = ""
+) -> subprocess.CompletedProcess[str]:
+    phases = {"idcec": ("pretrain", "finetune", "retrain"), "icae": ("finetune",)}
+    keep = []
+    for phase in phases.get(model, ("pretrain", "finetune")):
+        name = f"+phases.{phase}.callbacks.keep"
+        keep += [f"{name}._target_=test_distributed.KeepRank", f"{name}.folder={folder}"]
+    trainer = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    return subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "train.py")),
+            *overrides_of(model, folder, npz, *trainer, *keep, *more),
+        ],
+        env={**environment(), "PYTHONPATH": f"{ROOT / 'tests'}", "DIE_AT": die_at},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_on_two_processes(model: str, little_npz: Path, tmp_path: Path) -> None:
+    """Weights, centers and targets of both ranks to the bit; scores as of one process, nearly."""
+    done = start(model, tmp_path, little_npz)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "run" / "result.json").read_text())
+    for phase in record["phases"]:
+        first, second = (torch.load(tmp_path / f"{phase}{rank}.pt") for rank in (0, 1))
+        for name, value in first.items():
+            same = value is second[name] if value is None else torch.equal(value, second[name])
+            assert same, (phase, name)
+    (tmp_path / "one").mkdir()
+    cfg = composed(tmp_path / "one", *overrides_of(model, tmp_path / "one", little_npz))
+    cfg.trainer.accelerator = "cpu"
+    single = run(cfg)
+    for phase, told in single["phases"].items():
+        assert told["steps"] == record["phases"][phase]["steps"], phase
+    # Noise, pairs and batch normalisation are each rank's own; the rest adds up otherwise.
+    tolerance = 0.02 if model in ("dcec", "sdcec") else 0.25
+    for score in ("accuracy", "nmi"):
+        assert record["metrics"][score] == pytest.approx(single["metrics"][score], abs=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_dies_takes_the_run_down(little_npz: Path, tmp_path: Path) -> None:
+    """Soon, with a message; the same command then ends as a run that nobody killed."""
+    often = "checkpoint_interval=0"
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    begin = time.monotonic()
+    assert start("dcec", straight, little_npz, often).returncode == 0
+    whole = time.monotonic() - begin
+    begin = time.monotonic()
+    died = start("dcec", tmp_path, little_npz, often, die_at="finetune 17")
+    assert time.monotonic() - begin < whole + 60
+    assert died.returncode == 1
+    last = died.stderr.splitlines()[-1]
+    assert last.startswith("Error: Expected all processes of the run, got one that is gone (")
+    assert last.endswith("; repeat the command, which goes on from the last checkpoint.")
+    assert not (tmp_path / "finetune0.pt").exists()
+    again = start("dcec", tmp_path, little_npz, often)
+    assert again.returncode == 0, again.stderr
+    assert "Resuming finetune at step" in again.stderr
+    one, other = (torch.load(folder / "finetune0.pt") for folder in (tmp_path, straight))
+    assert all(torch.equal(one[name], value) for name, value in other.items())
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
 from clusterlab.distributed import is_rank_zero
+from clusterlab.errors import problem
 from clusterlab.files import (
     file_digest,
     locked,
@@ -338,7 +339,15 @@ def fit(
         step = load_checkpoint(folder.last)["global_step"]
         log.info("Resuming %s at step %d.", name, step)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
-    trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
+    try:
+        trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
+    except RuntimeError as error:
+        lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError)
+        if not lost:
+            raise
+        reason = str(error).splitlines()[0]
+        remedy = "repeat the command, which goes on from the last checkpoint"
+        raise problem("all processes of the run", f"one that is gone ({reason})", remedy) from error
     record: dict[str, Any] = {
         "seconds": checkpoint.seconds,
         "epochs": trainer.current_epoch,
