@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -564,6 +565,24 @@ def test_a_failing_job_of_parallel_jobs(do: Callable[..., Command], work: Path) 
     assert len(list(work.glob("runs/dcec_little/*/result.json"))) == 1
     assert command.code == 1
     assert "1 done, 0 running, 1 failed, 0 left" in command.stderr
+
+
+@pytest.mark.slow
+def test_optuna_chooses_without_labels(do: Callable[..., Command], work: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    rate = "phases.finetune.optimizer.lr=0.0001"  # with a larger one this little run collapses
+    command = do("sweep=optuna", "hydra.sweeper.n_trials=3", "output_dir=out", rate)
+    assert command.code == 0, command.stderr
+    assert "Sweep: 3 done, 0 running, 0 failed." in command.stderr
+    assert "LABELS" not in command.stderr
+    scores = {}
+    for path in work.glob("out/dcec_little/*/result.json"):
+        record = json.loads(path.read_text())
+        scores[record["config"]["loss"]["gamma"]] = record["label_free"]["silhouette"]
+    assert len(scores) == 3
+    told = yaml.safe_load((work / "out" / ".multirun" / "optimization_results.yaml").read_text())
+    assert told["best_value"] == pytest.approx(max(scores.values()))
+    assert scores[told["best_params"]["loss.gamma"]] == max(scores.values())
 
 
 def test_sweep_group_is_a_multirun(

@@ -1,6 +1,7 @@
 """What a sweep tells of its jobs: how many, how long, which failed and how to repeat them."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clusterlab import sweep
+from clusterlab.cli import share_cores
 from clusterlab.files import config_folder, write_json
 
 
@@ -103,3 +105,40 @@ def test_a_run_alone_has_no_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         job.write("running")
         assert job.progress() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+RECORD = {"label_free": {"silhouette": 0.5, "sizes": [1]}, "metrics": {"nmi": 0.7, "ari": None}}
+
+
+def test_what_is_maximised_needs_no_labels(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="clusterlab"):
+        assert sweep.objective(RECORD, "silhouette") == 0.5
+        assert not caplog.records
+        assert sweep.objective(RECORD, "metrics.nmi") == 0.7
+        assert "LABELS CHOOSE THE SETTINGS" in caplog.text
+    for name in ("metrics.ari", "sizes", "none_such", "other.silhouette"):
+        assert sweep.objective(RECORD, name) == -math.inf  # NaN ends Optuna's sweep
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "environment", "threads"),
+    [
+        (2, {}, 4),
+        (3, {}, 2),
+        (16, {}, 1),
+        (-1, {}, 1),
+        (2, {"OMP_NUM_THREADS": "7"}, 7),
+        (1, {}, 7),
+    ],
+)
+def test_parallel_jobs_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, n_jobs: int, environment: dict[str, str], threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    set_to = [7]
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
+    share_cores(OmegaConf.create({"n_jobs": n_jobs}))
+    assert set_to[-1] == threads

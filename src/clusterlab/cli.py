@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from clusterlab.files import config_folder, settings_digest
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
     r"^(\+?(model|data|seed|experiment|sweep|logger|trainer|output_dir|run_dir|pretrained_dir|"
-    r"restart|figures|checkpoint_interval)(=|$)|logger\.|trainer\.|data\.root|hydra)"
+    r"restart|figures|checkpoint_interval|optimize)(=|$)|logger\.|trainer\.|data\.root|hydra)"
 )
 OmegaConf.register_new_resolver(
     "first_of", lambda *values: next(value for value in values if value is not None), replace=True
@@ -71,8 +72,8 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
-def job(cfg: DictConfig) -> None:
-    """Run one job of the command line."""
+def job(cfg: DictConfig) -> float:
+    """Run one job of the command line; return what an optimiser of settings maximises."""
     # Imported here, so that --help, --cfg and mistyped keys answer at once.
     from clusterlab.training import run
 
@@ -83,6 +84,7 @@ def job(cfg: DictConfig) -> None:
     cfg.experiment_name = context.runtime.choices.get("experiment")
     told = sweep.Job(list(context.overrides.task))
     told.write("running")
+    share_cores(context.launcher)
     try:
         asked: Any = OmegaConf.to_container(cfg.data, resolve=False)
         if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
@@ -106,7 +108,7 @@ def job(cfg: DictConfig) -> None:
             traceback.print_exception(error)
         print(f"Error: {error}", file=sys.stderr)
         told.write("failed", why=str(error) or type(error).__name__)
-        return
+        return -math.inf
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a phase into an exit
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
@@ -115,6 +117,21 @@ def job(cfg: DictConfig) -> None:
         show(record, Path(cfg.run_dir))
     if line := told.progress():
         print(line, file=sys.stderr)
+    return sweep.objective(record, cfg.optimize) if record else -math.inf
+
+
+def share_cores(launcher: DictConfig) -> None:
+    """Divide the cores among joblib's jobs, unless the environment says how many threads a job has.
+
+    PyTorch gives every job all cores: two at a time are then slower than one after the other.
+    """
+    n_jobs = launcher.get("n_jobs", 1)
+    if n_jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(1 if n_jobs < 1 else max(1, (cores or 1) // n_jobs))
 
 
 def show(record: dict[str, Any], run_dir: Path) -> None:

@@ -28,6 +28,7 @@ NOT_SETTINGS = (
     "trainer",
     "experiment_name",
     "checkpoint_interval",
+    "optimize",
     "seed",
 )
 

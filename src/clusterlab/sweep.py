@@ -1,6 +1,8 @@
 """How the jobs of a sweep are doing: kept in its folder, so that jobs anywhere can tell."""
 
 import json
+import logging
+import math
 import os
 import shlex
 import time
@@ -13,6 +15,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from clusterlab.files import settings_digest, write_json
+
+log = logging.getLogger(__name__)
 
 FOLDER = "CLUSTERLAB_SWEEP"  # names the sweep's folder to its jobs, in whatever process
 
@@ -49,6 +53,26 @@ def count(config: DictConfig) -> int | None:
         if override.is_sweep_override():
             jobs *= len(list(override.sweep_iterator()))
     return jobs
+
+
+def objective(record: dict[str, Any], name: str) -> float:
+    """Return the score that an optimiser of settings maximises; -inf where there is none.
+
+    Args:
+        record: A run's record.
+        name: A label-free score, such as ``silhouette``; or ``metrics.accuracy`` and its like,
+            which labels decide: then a warning says so.
+
+    Example:
+        >>> objective({"label_free": {"silhouette": 0.5}, "metrics": {}}, "silhouette")
+        0.5
+    """
+    group, _, score = name.rpartition(".")
+    if group == "metrics":
+        text = "LABELS CHOOSE THE SETTINGS: optimize=%s. The scores of the best are no result."
+        log.warning(text, name)
+    value = record.get(group or "label_free", {}).get(score)
+    return float(value) if isinstance(value, int | float) else -math.inf
 
 
 class Job:
