@@ -3,10 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from clusterlab.curves import over_setting
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.report import FORMATS, SHORT, lines, render, sweeps
+from clusterlab.report import FORMATS, SHORT, lines, numbers, render, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 
@@ -29,8 +30,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
     )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also a W&B run with the table; with --out offline there"
+    )
     arguments = parser.parse_args()
     with exit_on_error():
+        if arguments.wandb and arguments.out is None:
+            raise problem("--out with --wandb", "none", "name a folder for the W&B run")
         found = find(*arguments.places)
         published = read_records(PUBLISHED)
         if arguments.table:
@@ -65,7 +71,33 @@ def main() -> None:
                     for value, line in told
                 ]
         save(over_setting(setting, points), arguments.out / f"{setting}.png")
+    if arguments.wandb:
+        log_table(arguments.wandb, arguments.out, [numbers(line, arguments.also) for line in table])
     print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)
+
+
+def log_table(project: str, out: Path, rows: list[dict[str, Any]]) -> None:
+    """Leave the table and the plots in an offline W&B run, which ``wandb sync`` uploads."""
+    import wandb
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in columns] for row in rows]
+    settings = wandb.Settings(silent=True)
+    run = wandb.init(
+        project=project,
+        name="report",
+        job_type="report",
+        dir=out,
+        mode="offline",
+        settings=settings,
+    )
+    run.log(
+        {"table": wandb.Table(columns, [[None if c is None else str(c) for c in r] for r in cells])}
+    )
+    run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))})
+    folder = Path(run.dir).parent
+    run.finish()
+    print(f"W&B run, not uploaded yet: wandb sync {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """What W&B and TensorBoard show of a run: what real runs wrote, read back from their files."""
 
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from clusterlab.loggers import read_csv
 from conftest import LITTLE, Command, Commands
@@ -19,6 +23,7 @@ FIGURES = {
     *("extreme_samples", "embedding", "confusion"),
 }
 BLOCK = 32 * 1024
+ROOT = Path(__file__).parents[1]
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -112,6 +117,42 @@ def expected(run_dir: Path, phase: str, name: str) -> list[tuple[int, float]]:
     """Return what the run's own CSV says of a value."""
     rows = read_csv(run_dir / phase / "metrics.csv")
     return [(row["step"], pytest.approx(row[name])) for row in rows if name in row]
+
+
+def test_the_sweep_file_makes_commands_that_compose(compose: Any) -> None:
+    """What an agent makes of it: ${args_no_hyphens} is name=value for each parameter."""
+    asked = yaml.safe_load((ROOT / "conf" / "wandb_sweep.yaml").read_text())
+    assert (ROOT / asked["program"]).exists()
+    values = {"loss.gamma": asked["parameters"]["loss.gamma"]["min"], "seed": 2}
+    assert values.keys() == asked["parameters"].keys()
+    fixed = [part for part in asked["command"] if not part.startswith("${")]
+    cfg = compose(*fixed, *(f"{name}={value}" for name, value in values.items()))
+    assert (cfg.model_name, cfg.data.name, cfg.model.gamma, cfg.seed) == ("dcec", "usps", 0.01, 2)
+    assert cfg.logger.wandb.mode == "online"
+
+
+def test_the_report_is_a_wandb_table(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    own = {f"WANDB_{name}_DIR": str(tmp_path / "own") for name in ("CONFIG", "CACHE", "DATA")}
+    script = str(ROOT / "scripts" / "report.py")
+    table = str(ROOT / "results" / "dcec_table1.csv")
+    command = [sys.executable, script, table, "--out", "out", "--wandb", "clusterlab"]
+    environment = {**os.environ, **own, "WANDB_ERROR_REPORTING": "false"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "wandb sync " in done.stderr
+    (one,) = wandb_runs(tmp_path)
+    assert (one.run.project, one.run.job_type) == ("clusterlab", "report")
+    (file,) = tmp_path.glob("**/offline-run-*/files/media/table/*.json")
+    stored = json.loads(file.read_text())
+    dcec = [row for row in stored["data"] if row[:2] == ["usps", "dcec"]]
+    assert len(dcec) == 1
+    value = float(dcec[0][stored["columns"].index("accuracy_published")])
+    assert value == pytest.approx(0.79)
+    refused = subprocess.run(
+        command[:3] + command[5:], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert refused.stderr.startswith("Error: Expected --out with --wandb, got none;")
 
 
 # One run with both
