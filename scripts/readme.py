@@ -1,6 +1,8 @@
-"""Write the README's tables from ``results/``: ``make readme``."""
+"""Write the tables of README and docs from ``results/``: ``make readme``."""
 
 from pathlib import Path
+
+from tabulate import tabulate
 
 from clusterlab.report import benchmark_table, fill, lines, render
 from clusterlab.results import find, read_records
@@ -31,5 +33,20 @@ def filled_readme() -> str:
     return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
 
 
+def filled_scaling() -> str:
+    """Return docs/scaling.md as it must be for ``results/scaling.csv``: a column for each size."""
+    rows = read_records(ROOT / "results" / "scaling.csv")
+    sizes = list(dict.fromkeys(f"n = {int(row['n']):,}, K = {row['K']}" for row in rows))
+    parts: dict[str, dict[str, str]] = {}
+    for row, size in zip(rows, (f"n = {int(r['n']):,}, K = {r['K']}" for r in rows), strict=True):
+        parts.setdefault(f"{row['part']}, {row['unit']}", {})[size] = row["value"]
+    table = [{"": part, **{size: values[size] for size in sizes}} for part, values in parts.items()]
+    text = tabulate(table, headers="keys", tablefmt="pipe", disable_numparse=True)
+    made = f"{rows[0]['device']}, revision {rows[0]['commit'][:9]}."
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    return fill(page, "scaling", f"{text}\n\n{made}")
+
+
 if __name__ == "__main__":
+    (ROOT / "docs" / "scaling.md").write_text(filled_scaling())
     (ROOT / "README.md").write_text(filled_readme())

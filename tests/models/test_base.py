@@ -300,3 +300,12 @@ def test_check_shapes_names_the_first_difference():
     got = {name: torch.zeros(3) for name in expected}
     with pytest.raises(UserError, match=r"Expected weights 'layer\.0' of shape \(2,\), got \(3,\)"):
         check_shapes(got, expected)
+
+
+def test_all_samples_are_assigned_as_each_is(dcec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts that do not come out even, and to the bit."""
+    model = dcec().requires_grad_(False)
+    model.centers.normal_()
+    z = torch.randn(203, model.network.embedding_dim)
+    monkeypatch.setattr("clusterlab.models.base.AT_A_TIME", 50)
+    assert torch.equal(model.assign_all(z), model.assign(z))

@@ -65,7 +65,7 @@ class SelfTraining(Callback):
                 centers, labels = renumber(centers, labels, trained)
                 found = labels, reliable_samples(z, labels, centers, self.threshold)
             self.pseudo_labels, self.reliable = trainer.strategy.broadcast(found)  # type: ignore[misc]
-            self.chosen = self._describe(pl_module.assign(z).argmax(1).cpu(), data.samples)
+            self.chosen = self._describe(pl_module.assign_all(z).argmax(1).cpu(), data.samples)
         assert self.pseudo_labels is not None
         assert self.reliable is not None
         pl_module.pseudo_labels = self.pseudo_labels = self.pseudo_labels.to(pl_module.device)

@@ -95,7 +95,7 @@ class TargetRefresh(Callback):
         """Pass over the data set once: p, labels, label change, scores."""
         start = time.perf_counter()
         with torch.no_grad():
-            q = pl_module.assign(pl_module.embed_dataset())  # (N, K)
+            q = pl_module.assign_all(pl_module.embed_dataset())  # (N, K)
             pl_module.target = self.target = pl_module.refresh_target(q)
         previous, self.labels = self.labels, q.argmax(1)
         self.refreshed_at = trainer.global_step

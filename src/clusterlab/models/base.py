@@ -17,6 +17,8 @@ from clusterlab.errors import problem
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
 
+AT_A_TIME = 8192  # samples, where all are assigned
+
 
 class DeepClustering(LightningModule):
     """Train an autoencoder and K cluster centers, one ``Trainer.fit`` per phase.
@@ -94,6 +96,13 @@ class DeepClustering(LightningModule):
         """Return the soft assignment of embeddings, shape ``(B, K)``."""
         return soft_assignment(z, self.centers)
 
+    def assign_all(self, z: Tensor) -> Tensor:
+        """Return the soft assignment of a whole data set's embeddings, shape ``(N, K)``.
+
+        A part at a time: the differences to all centers take d times the memory of q.
+        """
+        return torch.cat([self.assign(part) for part in torch.split(z, AT_A_TIME)])
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the soft assignment of images ``(B, C, H, W)``, shape ``(B, K)``."""
         return self.assign(self.network.encode(x))
@@ -118,7 +127,7 @@ class DeepClustering(LightningModule):
             z: Its embedding, shape ``(N, d)``; on the device to work on.
         """
         with torch.no_grad():
-            return self.assign(z)
+            return self.assign_all(z)
 
     def reconstruction_error(self, samples: Samples, device: torch.device) -> float:
         """Return the mean squared error of a data set's reconstruction, pixels being in [0, 1]."""
