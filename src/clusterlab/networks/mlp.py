@@ -24,8 +24,8 @@ class MLPAutoencoder(Autoencoder):
     k-means on USPS at an ACC of 0.41. On MNIST-test a mean square of 1 is not enough either: 0.51
     (two seeds), where the paper has 0.67. Public code of this family divides MNIST by 50, a mean
     square of 2.6; the error, as a part of it, then falls much faster (after 30 epochs 0.30 against
-    0.41) and the ACC is 0.64, and so it is the ``mlp_scale`` of both MNIST sets. The starting weights are no cause:
-    ``fan_in`` stays above 0.55 for 40 epochs.
+    0.41) and the ACC is 0.64, and so it is the ``mlp_scale`` of both MNIST sets. The starting
+    weights are no cause: ``fan_in`` stays above 0.55 for 40 epochs.
 
     Args:
         input_shape: ``(C, H, W)``, whose product is d, or ``(d,)``.
