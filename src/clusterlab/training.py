@@ -114,6 +114,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             "n_clusters": cfg.n_clusters,
             "labels_sha256": None if samples.y is None else digest(samples.y),
             **made_from,
+            **({"skipped": samples.skipped} if samples.skipped else {}),
             "settings_sha256": settings_digest(settings_of(cfg)),
             **environment(device),
         }

@@ -605,3 +605,33 @@ def test_a_balanced_part_has_as_many_of_each_class(prepared_root: Path) -> None:
     assert rows == sorted(rows)
     assert whole.y[rows].tolist() == part.y[::500].tolist()
     assert torch.equal(sources.prepared("usps", root=root, balanced=True).x, part.x)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_broken_files_are_passed_over_if_asked(
+    tmp_path: Path, first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("b/1.png", "b/2.png", "c/3.png"):
+        picture(tmp_path / name, grey())
+    whole = (tmp_path / "b" / "1.png").read_bytes()
+    cut = "a/0.png" if first else "b/9.png"  # the header is there, the pixels are not
+    (tmp_path / "a").mkdir()
+    (tmp_path / cut).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c" / "no.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"an image .*(no|0|9)\.png"):
+        images.folder(str(tmp_path))
+    with caplog.at_level("WARNING", logger="clusterlab"):
+        got = images.folder(str(tmp_path), labels="folder", skip_broken=True)
+    assert got.files == ("b/1.png", "b/2.png", "c/3.png")
+    assert got.skipped == (cut, "c/no.png")
+    assert got.class_names == ("b", "c")
+    assert got.y is not None
+    assert got.y.tolist() == [0, 0, 1]
+    assert torch.equal(got.x, images.folder(str(tmp_path), skip_broken=True).x)
+    assert all(Path(cut).name in caplog.text for cut in got.skipped)
+
+
+def test_broken_files_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"an image under .*, got broken files alone; replace"):
+        images.folder(str(tmp_path), skip_broken=True)

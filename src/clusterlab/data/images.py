@@ -1,19 +1,26 @@
 """Samples from image files: a folder of them, or one."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -23,6 +30,7 @@ def folder(
     channels: int | None = None,
     labels: str | None = None,
     name: str | None = None,
+    skip_broken: bool = False,
 ) -> Samples:
     """Load a folder of images, nested to any depth.
 
@@ -36,6 +44,7 @@ def folder(
         channels: 1 for grey, 3 for RGB; by default grey if every image is, else RGB.
         labels: ``"folder"`` makes the first-level subfolders the classes; no labels by default.
         name: What the records call the set; the folder's name by default.
+        skip_broken: Whether files that cannot be read are passed over and listed, as ``skipped``.
 
     Returns:
         Images sorted by relative path, shape ``(N, C, H, W)``, ``uint8``; the relative paths.
@@ -50,27 +59,73 @@ def folder(
     if labels not in (None, "folder"):
         raise problem("data.labels=folder or null", labels, "correct it")
     files = image_files(root)
-    paths = [root / file for file in files]
-    y, names = folder_labels(files, root) if labels else (None, None)
+    if labels:
+        folder_labels(files, root)  # says what is wrong before hours of decoding
     with ThreadPoolExecutor() as pool:
-        depth = channels or (1 if all(pool.map(_is_grey, paths)) else 3)
-        shape = decode(paths[0], depth, side).shape
-        x = np.empty((len(paths), *shape), dtype=np.uint8)
+        grey = list(pool.map(lambda file: _whole(_is_grey, root / file, skip_broken), files))
+        depth = channels or (1 if all(value is not False for value in grey) else 3)
+        kept = [file for file, value in zip(files, grey, strict=True) if value is not None]
+        x, kept = _decoded(root, kept, depth, side, skip_broken, pool)
+    skipped = tuple(sorted(set(files) - set(kept)))
+    y, names = folder_labels(kept, root) if labels else (None, None)
+    return Samples(
+        name or root.resolve().name, torch.from_numpy(x), y, tuple(kept), names, skipped=skipped
+    )
 
-        def fill(index: int) -> None:
-            image = decode(paths[index], depth, side)
-            if image.shape != shape:
-                sizes = [f"{files[0]} {_hw(shape)}", f"{files[index]} {_hw(image.shape)}"]
-                raise problem(
-                    f"images of one size under {root}",
-                    " and ".join(sizes),
-                    "set data.size=32, or another size, to resize them",
-                )
+
+def _decoded(
+    root: Path,
+    files: list[str],
+    channels: int,
+    size: tuple[int, int] | None,
+    skip_broken: bool,
+    pool: Executor,
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Decode files side by side, into one array, and name those that could be."""
+
+    def image_of(file: str) -> NDArray[np.uint8] | None:
+        return _whole(lambda path: decode(path, channels, size), root / file, skip_broken)
+
+    first = None
+    while files and (first := image_of(files[0])) is None:
+        files = files[1:]
+    if first is None:
+        raise problem(f"an image under {root}", "broken files alone", "replace them")
+    x = np.empty((len(files), *first.shape), dtype=np.uint8)
+    broken = np.zeros(len(files), dtype=bool)
+
+    def fill(index: int) -> None:
+        image = image_of(files[index])
+        if image is None:
+            broken[index] = True
+        elif image.shape != first.shape:
+            sizes = [f"{files[0]} {_hw(first.shape)}", f"{files[index]} {_hw(image.shape)}"]
+            raise problem(
+                f"images of one size under {root}",
+                " and ".join(sizes),
+                "set data.size=32, or another size, to resize them",
+            )
+        else:
             x[index] = image
 
-        for _ in pool.map(fill, range(len(paths))):
-            pass
-    return Samples(name or root.resolve().name, torch.from_numpy(x), y, tuple(files), names)
+    done = pool.map(fill, range(len(files)))
+    console = Console(stderr=True)
+    for _ in track(done, "Decoding", len(files), console=console, disable=not console.is_terminal):
+        pass
+    if not broken.any():
+        return x, files
+    return x[~broken], [file for file, bad in zip(files, broken, strict=True) if not bad]
+
+
+def _whole(read: Callable[[Path], T], path: Path, skip_broken: bool) -> T | None:
+    """Read a file; ``None`` for a broken one, where those are passed over."""
+    try:
+        return read(path)
+    except UserError as error:
+        if not skip_broken:
+            raise
+        log.warning("Passed over: %s", error)
+        return None
 
 
 def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ class Samples:
         sha256: Digest of ``x`` as prepared; computed from ``x`` when left empty.
         known: Labels that training may read, shape ``(N,)``, -1 where unknown; ``None`` for
             methods that read none.
+        skipped: Files that were passed over because they are broken.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Samples:
     class_names: tuple[str, ...] | None = None
     sha256: str = field(default="")
     known: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in the digest."""
