@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ class Job:
         if self.folder is not None:
             told = {"overrides": self.overrides, "state": state, "time": time.time(), **more}
             path = self.folder / f"{settings_digest(self.overrides)[:16]}.json"
-            if state != "running":
-                told["seconds"] = told["time"] - json.loads(path.read_text())["time"]
-            write_json(path, told)
+            with suppress(OSError):  # a full disk is the run's to tell
+                if state != "running":
+                    told["seconds"] = told["time"] - json.loads(path.read_text())["time"]
+                write_json(path, told)
 
     def progress(self) -> str:
         """Say how many jobs are done, running, failed and left, and for how long; "" alone."""
