@@ -68,8 +68,7 @@ def check_phases(phases: DictConfig) -> None:
             )
         callbacks = build(phase.callbacks).values()
         starts = [c.consistent_starts for c in callbacks if isinstance(c, ClusterInit)]
-        augment = build(phase.augment) if "augment" in phase else None
-        if any(starts) and not isinstance(augment, RandomAffine):
+        if any(starts) and not isinstance(build(phase.get("augment")), RandomAffine):
             remedy = f"set augment@phases.{name}.augment=affine, or consistent_starts=0"
             raise problem("an augmentation to choose a start by", "none", remedy)
 

@@ -325,7 +325,7 @@ def fit(
     folder.path.mkdir(parents=True, exist_ok=True)
     model.phase = name
     model.optimizer = build(phase.optimizer)
-    data.augment = build(phase.augment) if "augment" in phase else None
+    data.augment = build(phase.get("augment"))
     data.subset = None
     checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval)
     callbacks = list(build(phase.callbacks).values())

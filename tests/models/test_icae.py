@@ -370,3 +370,11 @@ def test_a_killed_run_ends_as_it_would_have(train: Train, tiny: Samples, tmp_pat
     again = phase(icae(), TargetRefresh(4, 0.0), PhaseCheckpoint(path, 0), ckpt_path=path)
     assert all(torch.equal(again[name], value) for name, value in straight.items())
     assert any("running_mean" in name for name in straight)
+
+
+@pytest.mark.parametrize("experiment", ["icae_coil20_32", "icae_digits", "icae_fashion_mnist"])
+def test_the_row_without_views_has_none_in_any_experiment(tmp_path: Path, experiment: str) -> None:
+    asked = (f"experiment={experiment}", "hydra.mode=RUN")
+    assert len(composed(tmp_path, *asked).phases.finetune.augment.views) >= 4
+    cfg = composed(tmp_path, *asked, "model=icae_no_augmentation")
+    assert cfg.phases.finetune.augment is None
