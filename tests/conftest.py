@@ -39,6 +39,15 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def prepared_root() -> Path:
     """The folder of the prepared data sets; tests that need it are skipped where it is absent."""
@@ -121,6 +130,7 @@ def train(tmp_path: Path) -> Callable[..., Trainer]:
 LITTLE = (
     "data=npz",
     "data.batch_size=40",
+    "data.augment=null",
     "n_clusters=5",
     "network.filters=[4,8,16]",
     "model.n_init=2",

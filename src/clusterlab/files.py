@@ -11,25 +11,48 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole; a reader or a killed writer never leaves half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Hand out a path to write to, and replace a file by what is there once all of it is.
 
     Raises:
         OSError: If the folder is read-only or full; then nothing is left behind.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(content)
+        yield part
         part.replace(path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; a reader or a killed writer never leaves half of it.
+
+    Raises:
+        OSError: As ``replacing``.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], compressed: bool = True) -> None:
+    """Write an ``.npz`` file, atomically, without a second copy of the arrays in memory.
+
+    Raises:
+        OSError: As ``replacing``.
+    """
+    with replacing(path) as part, part.open("wb") as file:
+        save: Any = np.savez_compressed if compressed else np.savez
+        save(file, **arrays)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -40,7 +40,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     for name in NOT_SETTINGS:
         settings.pop(name, None)
     for node in (settings["data"], settings["data"]["source"]):
-        node.pop("root", None)  # where the file lies; data_sha256 says what is in it
+        for name in ("root", "cache"):  # where files lie; data_sha256 says what is in them
+            node.pop(name, None)
     settings["model"].pop("seed", None)
     settings["precision"] = cfg.trainer.precision
     return settings  # type: ignore[return-value]

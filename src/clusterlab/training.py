@@ -1,6 +1,5 @@
 """Run what a config asks for: phases one after the other, then scores, figures and the record."""
 
-import io
 import json
 import logging
 import shutil
@@ -41,6 +40,7 @@ from clusterlab.checks import (
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
+from clusterlab.defaults import fit_to_data
 from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
 from clusterlab.files import (
@@ -48,12 +48,13 @@ from clusterlab.files import (
     locked,
     log_to,
     settings_digest,
-    write_atomically,
+    write_arrays,
     write_json,
 )
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
+from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     device = training_device(cfg.trainer)
     check_seed(cfg.seed)
-    check_phases(cfg.phases)
     samples: Samples = build(cfg.data.source)
+    fit_to_data(cfg, samples)
+    check_phases(cfg.phases)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     told: dict[str, Tensor] = {}  # to models that learn from some labels
     if "labelled" in cfg.data:
@@ -158,7 +160,6 @@ def train_and_evaluate(
     z = model.embed_samples(samples, device)
     q = model.assign_samples(samples, z).cpu()
     z = z.cpu()
-    content = io.BytesIO()
     arrays: dict[str, Any] = {
         "index": np.arange(len(q)),
         "label": q.argmax(1).numpy(),
@@ -167,8 +168,8 @@ def train_and_evaluate(
     }
     if samples.files is not None:
         arrays["files"] = np.array(samples.files)
-    np.savez_compressed(content, **arrays)
-    write_atomically(run_dir / "assignments.npz", content.getvalue())
+    write_arrays(run_dir / "assignments.npz", arrays)
+    write_predictions(run_dir / "assignments.csv", arrays["label"], arrays["q"], samples.files)
     scores = evaluate(z, q, samples.y, samples.known)
     paths: dict[str, Path] = {}
     if cfg.figures:

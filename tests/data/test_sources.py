@@ -508,11 +508,11 @@ def test_folders_as_labels(tmp_path: Path) -> None:
 # --- folder: what is refused
 
 
-def test_mixed_sizes_without_a_size(tmp_path: Path) -> None:
+def test_mixed_sizes_that_must_be_one(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", grey())
     picture(tmp_path / "b" / "c.png", grey(h=7))
     with pytest.raises(UserError) as error:
-        images.folder(str(tmp_path))
+        images.folder(str(tmp_path), size=None)
     assert one_line(error) == (
         f"Expected images of one size under {tmp_path}, got a.png 4x6 and b/c.png 7x6; "
         "set data.size=32, or another size, to resize them."
@@ -565,7 +565,7 @@ def test_an_image_outside_the_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, r"data\.size as a side or \[height, width\], got 0"),
+        ({"size": 0}, r"data\.size as a side, \[height, width\] or auto, got 0"),
         ({"size": [8]}, r"got \[8\]"),
         ({"size": [8, -8]}, r"got \[8, -8\]"),
         ({"size": 8.5}, r"got 8\.5"),
@@ -635,3 +635,76 @@ def test_broken_files_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"an image under .*, got broken files alone; replace"):
         images.folder(str(tmp_path), skip_broken=True)
+
+
+# --- folder: what is decided for the user, and kept
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([(7, 9), (7, 9)], (7, 9)),
+        ([(64, 64)], (64, 64)),
+        ([(64, 65)], (32, 32)),  # of one size, but large
+        ([(7, 9), (9, 7)], (32, 32)),
+    ],
+)
+def test_the_size_that_is_chosen(
+    tmp_path: Path, shapes: list[tuple[int, int]], expected: tuple[int, int]
+) -> None:
+    for index, (h, w) in enumerate(shapes):
+        picture(tmp_path / f"{index}.png", grey(h=h, w=w))
+    assert images.folder(str(tmp_path)).input_shape == (1, *expected)
+
+
+def test_a_photograph_on_its_side_has_the_size_of_the_upright_ones(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", grey(h=7, w=9))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey(h=9, w=7)).save(tmp_path / "b.jpg", exif=exif)
+    assert images.folder(str(tmp_path)).input_shape == (1, 7, 9)
+
+
+def test_the_second_time_nothing_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "in", str(tmp_path / "cache")
+    for name in ("b/1.png", "a/2.png"):
+        picture(folder / name, grey())
+    (folder / "no.png").write_bytes(b"no image")
+    first = images.folder(str(folder), skip_broken=True, cache=cache)
+    calls: list[Path] = []
+    decode = images.decode
+
+    def counted(path: Path, *args: Any) -> Any:
+        calls.append(path)
+        return decode(path, *args)
+
+    monkeypatch.setattr(images, "decode", counted)
+    again = images.folder(str(folder), skip_broken=True, cache=cache)
+    assert not calls
+    assert torch.equal(first.x, again.x)
+    assert (
+        (first.files, first.skipped)
+        == (again.files, again.skipped)
+        == (
+            ("a/2.png", "b/1.png"),
+            ("no.png",),
+        )
+    )
+    images.folder(str(folder), channels=3, skip_broken=True, cache=cache)
+    assert len(calls) == 3  # other pixels: decoded anew, the first file also for its shape
+    picture(folder / "a" / "2.png", grey(h=5))
+    with pytest.raises(UserError, match="images of one size"):
+        images.folder(str(folder), size=None, skip_broken=True, cache=cache)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(tmp_path / "in" / "a.png", grey())
+    (tmp_path / "file").write_text("")
+    with caplog.at_level("WARNING", logger="clusterlab"):
+        got = images.folder(str(tmp_path / "in"), cache=str(tmp_path / "file"))
+    assert len(got) == 1
+    assert "cannot be kept for the next run" in caplog.text

@@ -1,6 +1,5 @@
 """Keep how embeddings, or images of the cluster centers, change while a phase trains."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from clusterlab.data.datamodule import in_order
 from clusterlab.data.samples import Samples
 from clusterlab.distributed import full_pass
 from clusterlab.errors import problem
-from clusterlab.files import write_atomically
+from clusterlab.files import write_arrays
 from clusterlab.models.base import DeepClustering
 
 
@@ -63,9 +62,7 @@ class History(Callback):
 
     def save(self, folder: Path) -> None:
         """Write ``step`` (S,) and what was kept into a phase's folder."""
-        content = io.BytesIO()
-        np.savez_compressed(content, step=np.array(self.steps), **self.arrays())
-        write_atomically(folder / self.FILE, content.getvalue())
+        write_arrays(folder / self.FILE, {"step": np.array(self.steps), **self.arrays()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was kept so far."""

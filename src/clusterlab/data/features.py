@@ -21,7 +21,7 @@ from clusterlab.data.images import decode, folder_labels, image_files
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.data.sources import npz
 from clusterlab.errors import problem
-from clusterlab.files import locked, settings_digest, write_json
+from clusterlab.files import locked, settings_digest, write_arrays, write_json
 
 # What torchvision's ResNet-50 was trained on: side, and mean and deviation of each channel
 SIDE = 224
@@ -196,21 +196,16 @@ def extract(
         write_json(note, made_of)
         starts = range(0, images.n, CHUNK)
         for start in track(starts, "Extracting features", console=Console(stderr=True)):
-            chunk = part / f"{start:09d}.npy"
+            chunk = part / f"{start:09d}.npz"
             if chunk.exists():
                 continue
             stop = min(start + CHUNK, images.n)
             edges = [(i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)]
             rows = [features_of(network, images.read(i, j).to(device)).cpu() for i, j in edges]
-            partial = part / "partial"
-            with partial.open("wb") as file:
-                np.save(file, torch.cat(rows).numpy())
-            partial.replace(chunk)
-        x = np.concatenate([np.load(part / f"{start:09d}.npy") for start in starts])
+            write_arrays(chunk, {"z": torch.cat(rows).numpy()}, compressed=False)
+        x = np.concatenate([np.load(part / f"{start:09d}.npz")["z"] for start in starts])
         arrays: dict[str, Any] = {"x": MinMaxScaler().fit_transform(x).astype(np.float32)}
         arrays |= {} if images.y is None else {"y": images.y}
         arrays |= {} if images.files is None else {"files": np.array(images.files)}
-        done = part / "done.npz"
-        np.savez_compressed(done, **arrays)
-        done.replace(out)
+        write_arrays(out, arrays)
     shutil.rmtree(part)

@@ -1,50 +1,62 @@
 """Samples from image files: a folder of them, or one."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from pooch import os_cache
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from clusterlab.data.samples import Samples
+from clusterlab.data.sources import read_arrays
 from clusterlab.errors import UserError, problem
+from clusterlab.files import settings_digest, write_arrays
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Size = tuple[int, int]  # height and width
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+LARGEST_KEPT, SIDE = 64, 32  # data.size=auto: up to which side images stay, and what others become
+ORIENTATION = 0x0112  # the EXIF tag; 5 and more of its values turn an image on its side
+FORMAT = 1  # of decoded folders: raise it when decoding changes
 
 
 def folder(
     path: str,
-    size: int | Sequence[int] | None = None,
+    size: int | Sequence[int] | str | None = "auto",
     channels: int | None = None,
     labels: str | None = None,
     name: str | None = None,
     skip_broken: bool = False,
+    cache: str | None = None,
 ) -> Samples:
     """Load a folder of images, nested to any depth.
 
     Hidden files are passed over. EXIF orientation is applied, transparency dropped, 16 bits are
-    scaled to 8, and of an animation the first frame is taken.
+    scaled to 8, and of an animation the first frame is taken. The decoded images are kept in one
+    file, and taken from there as long as no file of the folder changes.
 
     Args:
         path: Folder of png, jpg, jpeg, bmp, gif, tif, tiff or webp files.
-        size: Side, or height and width, to which every image is stretched; by default the images
-            must all have one size.
+        size: Side, or height and width, to which every image is stretched. ``"auto"`` leaves
+            images of one size of up to 64 x 64 as they are and brings others to 32 x 32; with
+            ``None`` the images must all have one size.
         channels: 1 for grey, 3 for RGB; by default grey if every image is, else RGB.
         labels: ``"folder"`` makes the first-level subfolders the classes; no labels by default.
         name: What the records call the set; the folder's name by default.
         skip_broken: Whether files that cannot be read are passed over and listed, as ``skipped``.
+        cache: Folder for the decoded images; by default one in the user's cache.
 
     Returns:
         Images sorted by relative path, shape ``(N, C, H, W)``, ``uint8``; the relative paths.
@@ -61,11 +73,21 @@ def folder(
     files = image_files(root)
     if labels:
         folder_labels(files, root)  # says what is wrong before hours of decoding
-    with ThreadPoolExecutor() as pool:
-        grey = list(pool.map(lambda file: _whole(_is_grey, root / file, skip_broken), files))
-        depth = channels or (1 if all(value is not False for value in grey) else 3)
-        kept = [file for file, value in zip(files, grey, strict=True) if value is not None]
-        x, kept = _decoded(root, kept, depth, side, skip_broken, pool)
+    kept_in = Path(cache).expanduser() if cache else os_cache("clusterlab") / "folders"
+    stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in _stats(root, files)]
+    asked = [FORMAT, str(root.resolve()), stamps, side, channels, skip_broken]
+    prepared = kept_in / f"{settings_digest(asked)[:32]}.npz"
+    if prepared.exists():
+        arrays = read_arrays(prepared, ["x", "files"], (), "delete it: it is made again")
+        x, kept = arrays["x"], arrays["files"].tolist()
+        log.info("The folder's images, decoded before, come from %s.", prepared)
+    else:
+        x, kept = _read(root, files, side, channels, skip_broken)
+        try:
+            kept_in.mkdir(parents=True, exist_ok=True)
+            write_arrays(prepared, {"x": x, "files": np.array(kept)}, compressed=False)
+        except OSError as error:
+            log.warning("The decoded images cannot be kept for the next run: %s.", error)
     skipped = tuple(sorted(set(files) - set(kept)))
     y, names = folder_labels(kept, root) if labels else (None, None)
     return Samples(
@@ -73,11 +95,34 @@ def folder(
     )
 
 
+def _stats(root: Path, files: list[str]) -> Iterator[tuple[str, os.stat_result]]:
+    return ((file, (root / file).stat()) for file in files)
+
+
+def _read(
+    root: Path, files: list[str], side: Size | str | None, channels: int | None, skip_broken: bool
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Look at all files, decide on size and depth, and decode them."""
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(lambda file: _whole(_look, root / file, skip_broken), files))
+        seen = [(file, look) for file, look in zip(files, looks, strict=True) if look is not None]
+        if side == "auto":
+            sizes = {size for _, (_, size) in seen}
+            keep = len(sizes) == 1 and max(max(sizes)) <= LARGEST_KEPT
+            side = None if keep else (SIDE, SIDE)
+            if not keep:
+                log.info("Images of %d sizes are brought to %dx%d; data.size=64 keeps more.",
+                         len(sizes), SIDE, SIDE)  # fmt: skip
+        assert not isinstance(side, str)
+        depth = channels or (1 if all(grey for _, (grey, _) in seen) else 3)
+        return _decoded(root, [file for file, _ in seen], depth, side, skip_broken, pool)
+
+
 def _decoded(
     root: Path,
     files: list[str],
     channels: int,
-    size: tuple[int, int] | None,
+    size: Size | None,
     skip_broken: bool,
     pool: Executor,
 ) -> tuple[NDArray[np.uint8], list[str]]:
@@ -128,12 +173,13 @@ def _whole(read: Callable[[Path], T], path: Path, skip_broken: bool) -> T | None
         return None
 
 
-def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+def _checked_size(size: int | Sequence[int] | str | None) -> Size | str | None:
+    if size is None or size == "auto":
+        return size
+    sides: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise problem("data.size as a side or [height, width]", size, "set data.size=32")
+        expected = "data.size as a side, [height, width] or auto"
+        raise problem(expected, size, "set data.size=32")
     return sides[0], sides[1]
 
 
@@ -186,16 +232,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise problem(f"an image {path}", f"the error {error}", remedy) from error
 
 
-def _is_grey(path: Path) -> bool:
+def _look(path: Path) -> tuple[bool, Size]:
+    """Tell from a file's head whether the image is grey, and its height and width upright."""
     with _opened(path) as image:
+        grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
         if image.mode == "P":  # every GIF, and small PNG files
             palette = np.reshape(image.getpalette() or [], (-1, 3))
-            return bool(np.all(palette == palette[:, :1]))
-        return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+            grey = bool(np.all(palette == palette[:, :1]))
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return grey, image.size if turned else image.size[::-1]
 
 
 def decode(
-    path: Path, channels: int, size: tuple[int, int] | None, crop: float | None = None
+    path: Path, channels: int, size: Size | None, crop: float | None = None
 ) -> NDArray[np.uint8]:
     """Decode one image file.
 

@@ -204,11 +204,9 @@ def read_arrays(
 def _channels_first(x: Array, file: str) -> Array:
     if x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 2:
-        pass
     elif x.ndim == 4 and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    elif x.ndim != 4 or x.shape[1] not in (1, 3):
+    elif x.ndim != 2 and (x.ndim != 4 or x.shape[1] not in (1, 3)):
         remedy = "reshape x, for example x.reshape(N, H, W)"
         raise problem(f"{SHAPES} in {file}", f"shape {x.shape}", remedy)
     if x.size == 0:
