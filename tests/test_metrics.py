@@ -250,29 +250,3 @@ def test_entropy_and_confidence_of_the_extremes():
     uniform = torch.full((3, 5), 0.2)
     assert metrics.assignment_entropy(uniform) == pytest.approx(math.log(5))
     assert metrics.mean_confidence(uniform) == pytest.approx(0.2)
-
-
-def test_no_trouble_with_sizes_as_uneven_as_real_data():
-    assert metrics.cluster_trouble(torch.tensor([1553, 1269, 929, 824, 708])) == []
-    assert metrics.cluster_trouble(torch.tensor([100])) == []  # one cluster was asked for
-
-
-def test_trouble_names_empty_clusters():
-    (message,) = metrics.cluster_trouble(torch.tensor([500, 0, 500, 0]))
-    assert message.startswith("Empty: cluster 1, 3. Try fewer")
-    assert "n_clusters" in message
-
-
-def test_trouble_names_nearly_empty_clusters():
-    # 1 % of 1,000 / 2 is 5 samples.
-    assert metrics.cluster_trouble(torch.tensor([995, 5]))[0].startswith("Collapsed: cluster 0")
-    nearly, collapsed = metrics.cluster_trouble(torch.tensor([4, 996]))
-    assert nearly.startswith("Nearly empty: cluster 0 (4 of 1,000 samples).")
-    assert collapsed.startswith("Collapsed: cluster 1 (996 of 1,000 samples).")
-
-
-def test_trouble_names_a_collapse_above_nine_tenths_only():
-    assert metrics.cluster_trouble(torch.tensor([90, 10])) == []
-    (message,) = metrics.cluster_trouble(torch.tensor([9, 91]))
-    assert message.startswith("Collapsed: cluster 1 (91 of 100 samples).")
-    assert "gamma" in message

@@ -17,10 +17,17 @@ from clusterlab.models.base import DeepClustering
 TSNE_SAMPLES = 2000  # more only darkens the picture, and t-SNE takes minutes
 
 
+def some_of(n_samples: int, seed: int, n: int = TSNE_SAMPLES) -> Tensor:
+    """Draw n samples, or all if there are fewer; their sorted indices, shape ``(n,)``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n_samples, generator=generator)[:n].sort().values
+
+
 def draw(
     folder: Path,
     model: DeepClustering,
     samples: Samples,
+    some: Tensor,
     before: Tensor | None,
     z: Tensor,
     q: Tensor,
@@ -33,7 +40,8 @@ def draw(
         folder: Where the PNG files go.
         model: The trained model.
         samples: The data set.
-        before: Embedding before finetuning, shape ``(N, d)``, or ``None``.
+        some: Which samples are mapped, shape ``(n,)``, ``int64``.
+        before: Their embedding before finetuning, shape ``(n, d)``, or ``None``.
         z: Embedding at the end, shape ``(N, d)``.
         q: Soft assignment at the end, shape ``(N, K)``.
         rows: What the phases logged.
@@ -44,13 +52,12 @@ def draw(
     """
     labels, n_clusters = q.argmax(1), q.shape[1]
     centers = model.centers.detach().cpu()
-    shown = torch.randperm(len(samples), generator=torch.Generator().manual_seed(cfg.seed))
-    few, some = shown[:10].sort().values, shown[:TSNE_SAMPLES].sort().values
+    few = some_of(len(samples), cfg.seed, 10)
     y = samples.y
 
     figures = {
         "embedding": viz.tsne_panels(
-            None if before is None else before[some],
+            before,
             z[some],
             labels[some],
             None if y is None else y[some],

@@ -15,10 +15,6 @@ from torchmetrics import Metric, MetricCollection
 
 SCORES = ("accuracy", "nmi", "ari", "f1")
 
-# So much in one cluster is the method's doing: the largest class of any benchmark set is 45 %.
-COLLAPSE_SHARE = 0.9
-TINY_SHARE = 0.01  # of N / K, the size of each cluster if all were equal
-
 
 def contingency(y: Tensor, labels: Tensor, n_classes: int, n_clusters: int) -> Tensor:
     """Count how often each class meets each cluster.
@@ -252,27 +248,3 @@ def assignment_entropy(q: Tensor) -> float:
 def mean_confidence(q: Tensor) -> float:
     """Return the mean of the largest soft assignment of each row ``(N, K)``, from 1/K to 1."""
     return float(q.max(1).values.mean())
-
-
-def cluster_trouble(sizes: Tensor) -> list[str]:
-    """Say what is wrong with the cluster sizes ``(K,)``, and what to try; nothing if all is well.
-
-    Example:
-        >>> cluster_trouble(torch.tensor([40, 0, 60]))
-        ['Empty: cluster 1. Try fewer n_clusters or longer pretraining.']
-    """
-    n, k = int(sizes.sum()), len(sizes)
-    tiny = (sizes > 0) & (sizes * k < TINY_SHARE * n)
-    huge = (sizes > COLLAPSE_SHARE * n) & (k > 1)
-    messages = []
-    for what, found, advice in (
-        ("Empty", sizes == 0, "Try fewer n_clusters or longer pretraining."),
-        ("Nearly empty", tiny, "If these are no outliers, try fewer n_clusters."),
-        ("Collapsed", huge, "Try a smaller gamma or learning rate, or a larger update_interval."),
-    ):
-        clusters = [
-            f"{j} ({sizes[j]:,} of {n:,} samples)" if sizes[j] else str(j)
-            for j in torch.where(found)[0].tolist()
-        ]
-        messages += [f"{what}: cluster {', '.join(clusters)}. {advice}"] if clusters else []
-    return messages

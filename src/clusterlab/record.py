@@ -13,11 +13,11 @@ from clusterlab.metrics import (
     SCORES,
     assignment_entropy,
     cluster_sizes,
-    cluster_trouble,
     mean_confidence,
     score,
     silhouette,
 )
+from clusterlab.trouble import size_trouble, spread_trouble
 
 
 def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None
             "confidence": mean_confidence(q),
             "entropy": assignment_entropy(q),
             "cluster_sizes": sizes.tolist(),
-            "trouble": cluster_trouble(sizes),
+            "trouble": size_trouble(sizes) + spread_trouble(z),
         },
     }
 

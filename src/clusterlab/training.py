@@ -56,6 +56,7 @@ from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
+from clusterlab.trouble import change_trouble
 
 log = logging.getLogger(__name__)
 
@@ -170,16 +171,21 @@ def train_and_evaluate(
         arrays["files"] = np.array(samples.files)
     write_arrays(run_dir / "assignments.npz", arrays)
     write_predictions(run_dir / "assignments.csv", arrays["label"], arrays["q"], samples.files)
+    last = list(phases)[-1]
+    some = figures.some_of(len(samples), cfg.seed)
+    before = None
+    if {"pretrain", "finetune"} <= phases.keys():
+        PhaseFolder(run_dir / "pretrain").load(model, "pretrain")
+        before = model.embed_samples(replace(samples, x=samples.x[some]), device).cpu()
+        PhaseFolder(run_dir / last).load(model, last)
     scores = evaluate(z, q, samples.y, samples.known)
+    found = change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"])
+    for line in found:
+        log.warning(line)
+    scores["label_free"]["trouble"] += found
     paths: dict[str, Path] = {}
     if cfg.figures:
-        before = None
-        if {"pretrain", "finetune"} <= phases.keys():
-            PhaseFolder(run_dir / "pretrain").load(model, "pretrain")
-            before = model.embed_samples(samples, device).cpu()
-            last = list(phases)[-1]
-            PhaseFolder(run_dir / last).load(model, last)
-        paths = figures.draw(run_dir / "figures", model, samples, before, z, q, rows, cfg)
+        paths = figures.draw(run_dir / "figures", model, samples, some, before, z, q, rows, cfg)
     publish(loggers, scores, paths)
     return {
         **scores,

@@ -13,11 +13,11 @@ from clusterlab.errors import problem
 from clusterlab.metrics import (
     assignment_entropy,
     cluster_sizes,
-    cluster_trouble,
     mean_confidence,
     score,
 )
 from clusterlab.models.base import DeepClustering
+from clusterlab.trouble import size_trouble, spread_trouble
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ class TargetRefresh(Callback):
         """Pass over the data set once: p, labels, label change, scores."""
         start = time.perf_counter()
         with torch.no_grad():
-            q = pl_module.assign_all(pl_module.embed_dataset())  # (N, K)
+            z = pl_module.embed_dataset()  # (N, d)
+            q = pl_module.assign_all(z)  # (N, K)
             pl_module.target = self.target = pl_module.refresh_target(q)
         previous, self.labels = self.labels, q.argmax(1)
         self.refreshed_at = trainer.global_step
@@ -110,7 +111,7 @@ class TargetRefresh(Callback):
             self.change = label_change(previous.to(self.labels.device), self.labels)
             scores["label_change"] = self.change
         self.scores = scores
-        self._tell_trouble(cluster_sizes(labels, n_clusters))
+        self._tell(size_trouble(cluster_sizes(labels, n_clusters)) + spread_trouble(z))
         self.seconds += time.perf_counter() - start
         pl_module.log_now({f"cluster/{name}": value for name, value in scores.items()})
 
@@ -125,8 +126,7 @@ class TargetRefresh(Callback):
         }
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
-    def _tell_trouble(self, sizes: Tensor) -> None:
-        trouble = cluster_trouble(sizes)
+    def _tell(self, trouble: list[str]) -> None:
         for line in trouble:
             if line not in self.trouble:
                 log.warning("step %d: %s", self.refreshed_at, line)

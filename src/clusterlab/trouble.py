@@ -1,0 +1,110 @@
+"""What is wrong with a clustering, told without labels: each finding has a name and an advice."""
+
+import torch
+from torch import Tensor
+
+# So much in one cluster is the method's doing: the largest class of any benchmark set is 45 %.
+COLLAPSE_SHARE = 0.9
+DOMINANT_SHARE = 0.5  # and at least three times N / K
+TINY_SHARE = 0.01  # of N / K, the size of each cluster if all were equal
+LOST_SPREAD = 0.01  # of the embeddings' length
+FLAT = 1.2  # effective dimensions
+UNSETTLED_CHANGE = 0.02  # of the labels, between the last two refreshes
+UNSTABLE_AGREEMENT = 0.6  # adjusted Rand index of two halves' clusterings
+
+
+def size_trouble(sizes: Tensor) -> list[str]:
+    """Name clusters that are empty, nearly so, or hold most samples.
+
+    Args:
+        sizes: Samples of each cluster, shape ``(K,)``.
+
+    Example:
+        >>> size_trouble(torch.tensor([40, 0, 60]))
+        ['Empty: cluster 1. Try fewer n_clusters or longer pretraining.']
+    """
+    n, k = int(sizes.sum()), len(sizes)
+    collapsed = (sizes > COLLAPSE_SHARE * n) & (k > 1)
+    smaller = "Try a smaller gamma or learning rate, or a larger update_interval."
+    messages = []
+    for what, found, advice in (
+        ("Empty", sizes == 0, "Try fewer n_clusters or longer pretraining."),
+        (
+            "Nearly empty",
+            (sizes > 0) & (sizes * k < TINY_SHARE * n),
+            "If these are no outliers, try fewer n_clusters.",
+        ),
+        ("Collapsed", collapsed, smaller),
+        (
+            "Dominating",
+            (sizes > DOMINANT_SHARE * n) & (sizes * k >= 3 * n) & ~collapsed,
+            f"If no kind of sample is that frequent: {smaller[0].lower()}{smaller[1:]}",
+        ),
+    ):
+        clusters = [
+            f"{j} ({sizes[j]:,} of {n:,} samples)" if sizes[j] else str(j)
+            for j in torch.where(found)[0].tolist()
+        ]
+        messages += [f"{what}: cluster {', '.join(clusters)}. {advice}"] if clusters else []
+    return messages
+
+
+def spread_trouble(z: Tensor) -> list[str]:
+    """Name an embedding whose samples lie in nearly one place, or on a line.
+
+    Args:
+        z: Embeddings, shape ``(N, d)``.
+
+    Example:
+        >>> spread_trouble(torch.tensor([[1.0, 1.0], [1.0, 1.001], [1.001, 1.0]]))[0][:12]
+        'Spread lost:'
+    """
+    z = z.double()
+    mean = z.mean(0)
+    covariance = (z - mean).T @ (z - mean) / len(z)
+    variance, length = covariance.trace(), z.square().sum(1).mean()
+    advice = "Try longer pretraining, a smaller gamma, or reconstruction in the finetune phase."
+    if variance <= LOST_SPREAD**2 * length:
+        share = float((variance / length.clamp(min=1e-300)).sqrt())
+        return [f"Spread lost: embeddings differ by {share:.2%} of their length. {advice}"]
+    # Of d equal variances d, of a single one 1.
+    dimensions = float(variance.square() / covariance.square().sum())
+    if z.shape[1] > 2 and dimensions < FLAT:
+        text = f"Flat: the embedding uses {dimensions:.1f} of its {z.shape[1]} dimensions."
+        return [f"{text} {advice}"]
+    return []
+
+
+def change_trouble(change: float | None, stop_reason: str) -> list[str]:
+    """Name a phase that ended at its limit while labels still changed.
+
+    Args:
+        change: Share of labels that the last refresh changed, in [0, 1], if there were any.
+        stop_reason: Why the phase ended.
+
+    Example:
+        >>> change_trouble(0.051, "max_steps")[0][:35]
+        'Unsettled: 5.1% of the labels chang'
+    """
+    if change is None or stop_reason == "tolerance" or change <= UNSETTLED_CHANGE:
+        return []
+    advice = "Try more steps, or a smaller learning rate."
+    return [f"Unsettled: {change:.1%} of the labels changed at the last refresh. {advice}"]
+
+
+def structure_trouble(agreement: float | None) -> list[str]:
+    """Name data in which halves of the samples suggest different clusters.
+
+    Args:
+        agreement: Mean adjusted Rand index between clusterings of two halves, before finetuning,
+            see ``centers.agreement``; ``None`` where it was not measured.
+
+    Example:
+        >>> structure_trouble(0.31)[0][:70]
+        'Unstable: clusters of two halves of the samples agree by 0.31 only (1 '
+    """
+    if agreement is None or agreement >= UNSTABLE_AGREEMENT:
+        return []
+    text = f"Unstable: clusters of two halves of the samples agree by {agreement:.2f} only"
+    advice = "Compare other n_clusters with scripts/scan.py; photographs need features rather"
+    return [f"{text} (1 is the same). {advice} than pixels."]

@@ -1,0 +1,90 @@
+"""What is told of a clustering that went wrong, and that nothing is told of a sound one."""
+
+import pytest
+import torch
+
+from clusterlab.trouble import change_trouble, size_trouble, spread_trouble, structure_trouble
+
+
+def test_no_trouble_with_sizes_as_uneven_as_real_data():
+    assert size_trouble(torch.tensor([1553, 1269, 929, 824, 708])) == []
+    assert size_trouble(torch.tensor([100])) == []  # one cluster was asked for
+
+
+def test_trouble_names_empty_clusters():
+    (message,) = size_trouble(torch.tensor([500, 0, 500, 0]))
+    assert message.startswith("Empty: cluster 1, 3. Try fewer")
+    assert "n_clusters" in message
+
+
+def test_trouble_names_nearly_empty_clusters():
+    # 1 % of 1,000 / 2 is 5 samples.
+    assert size_trouble(torch.tensor([995, 5]))[0].startswith("Collapsed: cluster 0")
+    nearly, collapsed = size_trouble(torch.tensor([4, 996]))
+    assert nearly.startswith("Nearly empty: cluster 0 (4 of 1,000 samples).")
+    assert collapsed.startswith("Collapsed: cluster 1 (996 of 1,000 samples).")
+
+
+def test_trouble_names_a_collapse_above_nine_tenths_only():
+    assert size_trouble(torch.tensor([90, 10])) == []
+    (message,) = size_trouble(torch.tensor([9, 91]))
+    assert message.startswith("Collapsed: cluster 1 (91 of 100 samples).")
+    assert "gamma" in message
+
+
+def test_trouble_names_a_cluster_with_more_than_half_of_many():
+    (message,) = size_trouble(torch.tensor([60, 10, 10, 10, 10]))
+    assert message.startswith("Dominating: cluster 0 (60 of 100 samples). If no kind of sample")
+    assert size_trouble(torch.tensor([50, 10, 10, 10, 20])) == []
+    assert size_trouble(torch.tensor([70, 10, 10, 10])) == []  # less than three times its share
+    (message,) = size_trouble(torch.tensor([91, 2, 2, 2, 3]))
+    assert message.startswith("Collapsed")
+
+
+def blobs(d: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centers = 10 * torch.randn(4, 1, d, generator=generator)
+    return (centers + torch.randn(4, 100, d, generator=generator)).flatten(0, 1)
+
+
+def test_a_spread_embedding_has_no_trouble():
+    assert spread_trouble(blobs()) == []
+    assert spread_trouble(blobs(2)) == []
+    assert spread_trouble(blobs(1)) == []  # no more was asked for
+    assert spread_trouble(torch.nn.functional.normalize(blobs())) == []
+
+
+def test_an_embedding_in_one_place_is_told():
+    (message,) = spread_trouble(1 + 0.001 * torch.randn(300, 4))
+    assert message.startswith("Spread lost: embeddings differ by 0.10% of their length.")
+    (message,) = spread_trouble(torch.ones(10, 4))
+    assert message.startswith("Spread lost: embeddings differ by 0.00%")
+    assert spread_trouble(torch.zeros(10, 4))[0].startswith("Spread lost")
+
+
+def test_an_embedding_on_a_line_is_told():
+    z = torch.linspace(-1, 1, 200)[:, None] * torch.tensor([[1.0, 2.0, -1.0]])
+    (message,) = spread_trouble(z + 0.01 * torch.randn(200, 3))
+    assert message.startswith("Flat: the embedding uses 1.0 of its 3 dimensions.")
+    # Two equal variances are two dimensions: participation ratio (1 + 1)^2 / (1 + 1).
+    plane = torch.cartesian_prod(torch.linspace(-1, 1, 20), torch.linspace(-1, 1, 20))
+    assert spread_trouble(torch.nn.functional.pad(plane, (0, 1))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "told"),
+    [
+        (0.03, "max_steps", True),
+        (0.03, "max_epochs", True),
+        (0.03, "tolerance", False),  # so little was asked for
+        (0.02, "max_steps", False),
+        (None, "untrained", False),
+    ],
+)
+def test_labels_that_still_change_are_told(change: float | None, reason: str, told: bool):
+    assert bool(change_trouble(change, reason)) == told
+
+
+def test_unstable_clusters_are_told():
+    assert structure_trouble(None) == structure_trouble(0.6) == []
+    assert "agree by 0.59 only" in structure_trouble(0.59)[0]
