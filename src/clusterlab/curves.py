@@ -19,6 +19,7 @@ Row = Mapping[str, float | str | None]
 # A value of a setting, and by score its mean and deviation over seeds.
 Point = tuple[float, Mapping[str, tuple[float, float | None]]]
 Lines = dict[str, NDArray[np.float64]]  # by name: steps and values, shape (n, 2)
+Panel = tuple[str, str, Lines]  # of which phase, what it shows, and its lines
 
 
 @style
@@ -32,26 +33,8 @@ def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figu
             "cluster/<score>" once a refresh. Without ground truth the confidence stands alone.
         tolerance: Label change at which finetuning stops, drawn as a dashed line.
     """
-    phases = dict.fromkeys(str(row["phase"]) for row in rows if row.get("phase"))
-    columns = dict.fromkeys(column for row in rows for column in row)
-    scores = {name: f"cluster/{c}" for name, c in SCORES.items()}
-    confidence = {"confidence": "cluster/confidence"}
-    change = {"label change": "cluster/label_change"}
-    wanted = []
-    for phase in phases:
-        terms = {c.split("/", 1)[1]: c for c in columns if c.startswith(f"{phase}/")}
-        wanted.append((phase, "loss", terms))
-    for phase in phases:
-        if _lines(rows, phase, scores):
-            wanted.append((phase, "scores", scores | confidence))
-        else:
-            wanted.append((phase, "confidence", confidence))
-        wanted.append((phase, "label change", change))
-    panels = [(p, kind, lines) for p, kind, names in wanted if (lines := _lines(rows, p, names))]
-    # The common names first, so that they have the same colours in the figures of all models.
-    names = ["reconstruction", "clustering", *SCORES, "label change"]
-    names += [n for _, _, lines in panels for n in lines if n not in BEHIND]
-    colours = dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
+    panels = panels_of(rows)
+    colours = colours_of(panels)
     size = math.ceil(len(panels) / 2) or 1, min(2, len(panels)) or 1
     figure, grid = panel_grid(*size, 4.2, 3, "" if panels else "Nothing recorded yet")
     for axes, (phase, kind, lines) in zip(grid.flat, panels, strict=False):
@@ -73,6 +56,37 @@ def learning_curves(rows: Sequence[Row], tolerance: float | None = None) -> Figu
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     return figure
+
+
+def panels_of(rows: Sequence[Row]) -> list[Panel]:
+    """Arrange what the phases logged: losses first, then scores and label change of each phase.
+
+    Args:
+        rows: See ``learning_curves``.
+    """
+    phases = dict.fromkeys(str(row["phase"]) for row in rows if row.get("phase"))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    scores = {name: f"cluster/{c}" for name, c in SCORES.items()}
+    confidence = {"confidence": "cluster/confidence"}
+    change = {"label change": "cluster/label_change"}
+    wanted = []
+    for phase in phases:
+        terms = {c.split("/", 1)[1]: c for c in columns if c.startswith(f"{phase}/")}
+        wanted.append((phase, "loss", terms))
+    for phase in phases:
+        if _lines(rows, phase, scores):
+            wanted.append((phase, "scores", scores | confidence))
+        else:
+            wanted.append((phase, "confidence", confidence))
+        wanted.append((phase, "label change", change))
+    return [(p, kind, lines) for p, kind, names in wanted if (lines := _lines(rows, p, names))]
+
+
+def colours_of(panels: Sequence[Panel]) -> dict[str, str]:
+    """Give each line's name a colour, the common names first: the same for all models."""
+    names = ["reconstruction", "clustering", *SCORES, "label change"]
+    names += [n for _, _, lines in panels for n in lines if n not in BEHIND]
+    return dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
 
 
 def _lines(rows: Sequence[Row], phase: str, columns: Mapping[str, str]) -> Lines:
