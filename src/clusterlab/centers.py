@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clusterlab.errors import problem
+from clusterlab.metrics import ari, contingency
 from clusterlab.seeding import derive_seed
 
 
@@ -67,6 +68,50 @@ def consistent_kmeans(
         if information > best:
             best, centers = information, found
     return centers
+
+
+def agreement(
+    z: Tensor, n_clusters: int, seed: int = 0, n_repeats: int = 5, max_samples: int = 10_000
+) -> list[float]:
+    """Cluster two halves of the samples apart, and tell how alike they label all samples.
+
+    The adjusted Rand index is 1 for the same clusters and corrected for chance: 0 is what labels
+    of these sizes have in common if drawn at random. It is not corrected for the shape of the
+    data: two clusters are found again in any cloud that is longer than wide.
+
+    Args:
+        z: Embeddings, shape ``(N, d)``, any device.
+        n_clusters: K.
+        seed: Seed of the halves and of their starts.
+        n_repeats: Number of times that the samples are halved.
+        max_samples: The most samples that are halved; all are labelled.
+
+    Returns:
+        The adjusted Rand index of each repeat.
+
+    Raises:
+        UserError: If a half has fewer samples than clusters.
+
+    Example:
+        >>> z = torch.tensor([[0.0], [0.1], [0.2], [0.3], [9.0], [9.1], [9.2], [9.3]])
+        >>> agreement(z, 2, n_repeats=3)
+        [1.0, 1.0, 1.0]
+    """
+    size = min(len(z), max_samples) // 2
+    if size < n_clusters:
+        remedy = "set fewer clusters"
+        raise problem(f"{n_clusters} samples or more in half of them", size, remedy)
+    values = []
+    for repeat in range(n_repeats):
+        own = derive_seed(seed, "agreement", repeat)
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(own)).to(z.device)
+        halves = order[:size], order[size : 2 * size]
+        one, other = (
+            torch.cdist(z, kmeans(z[half], n_clusters, derive_seed(own, i), n_init=5)[0]).argmin(1)
+            for i, half in enumerate(halves)
+        )
+        values.append(ari(contingency(one, other, n_clusters, n_clusters)))
+    return values
 
 
 def renumber(centers: Tensor, labels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,7 @@ def network_for(node: DictConfig, samples: Samples) -> DictConfig:
         mlp = OmegaConf.load(config_folder() / "network" / "mlp.yaml")
         assert isinstance(mlp, DictConfig)
         mlp._set_parent(node._get_parent())
+        mlp.embedding_dim = node.embedding_dim
         node = mlp
     node.input_shape = list(samples.input_shape)
     if "scale" in node and node.scale is None:

@@ -77,18 +77,14 @@ def job(cfg: DictConfig) -> float:
     # Imported here, so that --help, --cfg and mistyped keys answer at once.
     from clusterlab.training import run
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_lightning()
     context = HydraConfig.get()
     cfg.experiment_name = context.runtime.choices.get("experiment")
     told = sweep.Job(list(context.overrides.task))
     told.write("running")
     share_cores(context.launcher)
     try:
-        asked: Any = OmegaConf.to_container(cfg.data, resolve=False)
-        if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
-            raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}")
+        check_given(cfg.data)
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
@@ -118,6 +114,24 @@ def job(cfg: DictConfig) -> float:
     if line := told.progress():
         print(line, file=sys.stderr)
     return sweep.objective(record, cfg.optimize) if record else -math.inf
+
+
+def quiet_lightning() -> None:
+    """Leave the console to what this package says."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def check_given(data: DictConfig) -> None:
+    """Refuse data whose config lacks a value that only the user knows.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    asked: Any = OmegaConf.to_container(data, resolve=False)
+    if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
+        raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}")
 
 
 def share_cores(launcher: DictConfig) -> None:

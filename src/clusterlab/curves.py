@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from clusterlab.verdict import Choice
 from clusterlab.viz import PALETTE, panel_grid, style
 
 SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
@@ -190,4 +191,50 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
         axes.remove()
     if names:
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@style
+def over_clusters(
+    ks: Sequence[int],
+    values: Mapping[str, NDArray[np.float64]],
+    said: Mapping[str, Choice],
+    verdict: str,
+) -> Figure:
+    """Draw the measures of a scan over K: means over seeds, one standard deviation to either side.
+
+    A ring marks each measure's best K, dots those within its spread. Behind the agreement, in
+    grey, stands that of one Gaussian, for which it is corrected.
+
+    Args:
+        ks: The numbers of clusters.
+        values: "silhouette", "bic", "agreement", "agreement_one_gaussian", each of shape
+            ``(seeds, len(ks))``.
+        said: What each measure says.
+        verdict: What they say together.
+    """
+    figure, grid = panel_grid(1, 3, 3.6, 3, "")
+    axis_names = ("silhouette", "BIC per sample, less one Gaussian's", "adjusted Rand index")
+    drawn = zip(grid[0], ("silhouette", "bic", "agreement"), said.items(), axis_names, strict=True)
+    for axes, column, (name, choice), axis_name in drawn:
+        behind = f"{column}_one_gaussian"
+        for line, colour in ((behind, "0.7"), (column, PALETTE[0])):
+            if line in values:
+                mean, std = values[line].mean(0), values[line].std(0, ddof=1)
+                axes.plot(ks, mean, color=colour, label="one Gaussian" if line == behind else name)
+                axes.fill_between(ks, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
+        near = [list(ks).index(k) for k in choice.near]
+        axes.plot(np.array(ks)[near], mean[near], "o", ms=4, color=PALETTE[0])
+        if choice.best is not None:
+            i = list(ks).index(choice.best)
+            axes.plot(ks[i], mean[i], "o", ms=10, mfc="none", color=PALETTE[1])
+        if behind in values:
+            axes.legend(loc="best")
+        axes.set_title(f"{name} says {choice}", loc="left")
+        axes.set(xlabel="number of clusters K", ylabel=axis_name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(verdict, x=0.01, ha="left")
     return figure
