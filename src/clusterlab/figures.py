@@ -14,10 +14,11 @@ from clusterlab.data.samples import Samples, as_float
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
 
+SOME = 10_000  # samples that stand for all in what takes long
 TSNE_SAMPLES = 2000  # more only darkens the picture, and t-SNE takes minutes
 
 
-def some_of(n_samples: int, seed: int, n: int = TSNE_SAMPLES) -> Tensor:
+def some_of(n_samples: int, seed: int, n: int = SOME) -> Tensor:
     """Draw n samples, or all if there are fewer; their sorted indices, shape ``(n,)``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n_samples, generator=generator)[:n].sort().values
@@ -40,7 +41,7 @@ def draw(
         folder: Where the PNG files go.
         model: The trained model.
         samples: The data set.
-        some: Which samples are mapped, shape ``(n,)``, ``int64``.
+        some: Which samples stand for all, shape ``(n,)``, see ``some_of``.
         before: Their embedding before finetuning, shape ``(n, d)``, or ``None``.
         z: Embedding at the end, shape ``(N, d)``.
         q: Soft assignment at the end, shape ``(N, K)``.
@@ -52,15 +53,15 @@ def draw(
     """
     labels, n_clusters = q.argmax(1), q.shape[1]
     centers = model.centers.detach().cpu()
-    few = some_of(len(samples), cfg.seed, 10)
+    few, mapped = (some_of(len(samples), cfg.seed, n) for n in (10, TSNE_SAMPLES))
     y = samples.y
 
     figures = {
         "embedding": viz.tsne_panels(
-            before,
-            z[some],
-            labels[some],
-            None if y is None else y[some],
+            None if before is None else before[torch.isin(some, mapped)],
+            z[mapped],
+            labels[mapped],
+            None if y is None else y[mapped],
             samples.class_names,
             cfg.seed,
         ),

@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from clusterlab.metrics import contingency, match
 from clusterlab.neighbours import Neighbours, neighbours
 
 FILE = "report.html"
-MAPPED = 10_000  # samples that have a point on the map
+BEFORE = "before.npz"  # index (n,) and embedding z (n, d) of some samples before finetuning
 ARRANGED = 3_000  # of them by t-SNE, the others beside their nearest
 THUMB, PICTURE = 28, 96  # largest side of a sample's picture on the map's sheet, and elsewhere
 SHEET_BYTES = 2_600_000  # with the plotting library and a third more for base64: under 6 MB
@@ -79,7 +79,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
     names = samples.files or tuple(f"sample {i}" for i in range(len(samples)))
     sizes = np.bincount(labels, minlength=n_clusters)
 
-    mapped = some_of(len(samples), seed, MAPPED).numpy()
+    mapped = some_of(len(samples), seed).numpy()
     sheet, side = picture_sheet(samples.x[mapped]) if samples.are_images else ("", (0, 0))
     rows = read_csv(run_dir / "metrics.csv") if (run_dir / "metrics.csv").exists() else []
     tolerance = record["config"]["phases"].get("finetune", {}).get("tolerance")
@@ -94,6 +94,11 @@ def write(run_dir: Path, samples: Samples) -> Path:
     drawn |= {f"curve{i}": plot for i, plot in enumerate(curves)}
     script, divs = components(drawn)
     pairs = neighbours(z, labels, n_clusters)
+    if (run_dir / BEFORE).exists():  # finetuning opens gaps, also through the middle of a class
+        with np.load(run_dir / BEFORE) as stored:
+            at = stored["index"]
+            pairs = neighbours(stored["z"], labels[at], n_clusters)
+        pairs = [replace(pair, between=at[pair.between].tolist()) for pair in pairs]
     page = _template("report.html.j2").render(
         record=record,
         samples=samples,
@@ -113,6 +118,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
             "confidence": confidence[mapped].round(3).tolist(),
             "label": labels[mapped].tolist(),
         },
+        before=(run_dir / BEFORE).exists(),
         arranged=min(ARRANGED, len(mapped)),
         config=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
     )

@@ -113,9 +113,14 @@ def learning_curves(panels: Sequence[Panel], tolerance: float | None) -> list[An
         values = np.concatenate(list(lines.values()))[:, 1]
         wide = kind == "loss" and 0 < 10 * values.min() < values.max()
         scale = "log" if wide else "linear"
-        plot = _panel(f"{phase}: {kind}", 260, y_axis_type=scale, tools="")
+        title = f"{phase}: {kind}"
+        if kind == "label change" and tolerance:
+            title += " (dashed: the tolerance)"
+        plot = _panel(title, 290, y_axis_type=scale, tools="")
         for name, points in lines.items():
             colour = GREY if name in BEHIND else colours[name]
+            if kind == "label change":
+                colour = PALETTE[0]  # alone in its panel, and visible on black too
             options = {"legend_label": name, "color": colour}
             line = plot.line(*points.T, line_width=2, **options)
             if len(points) == 1:
@@ -128,9 +133,18 @@ def learning_curves(panels: Sequence[Panel], tolerance: float | None) -> list[An
                 plot.hspan(y=[tolerance], line_color=GREY, line_dash="dashed")
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
         plot.xaxis.axis_label = "optimizer step"
-        plot.legend.update(
-            background_fill_alpha=0, border_line_color=None, label_text_color=GREY, padding=2
+        (legend,) = plot.legend
+        legend.update(
+            background_fill_alpha=0,
+            border_line_color=None,
+            label_text_color=GREY,
+            label_text_font_size="12px",
+            orientation="horizontal",
+            ncols=3,
+            padding=0,
+            margin=0,
         )
+        plot.add_layout(legend, "below")
         plots.append(plot)
     return plots
 
@@ -153,7 +167,13 @@ def size_bars(sizes: Array) -> Any:
     """Draw the size of each cluster, shape ``(K,)``, in its colour; a line where all were equal."""
     clusters = np.arange(len(sizes))
     colours = [look_of(int(k))[0] for k in clusters]
-    plot = _panel("Cluster sizes", 260, tools="", x_axis_label="cluster", y_axis_label="samples")
+    plot = _panel(
+        "Cluster sizes (dashed: their mean)",
+        260,
+        tools="",
+        x_axis_label="cluster",
+        y_axis_label="samples",
+    )
     bars = plot.vbar(x=clusters, top=sizes, width=0.8, color=colours)
     tips = [("cluster", "@x"), ("samples", "@top{0,0}")]
     plot.add_tools(HoverTool(renderers=[bars], tooltips=tips))

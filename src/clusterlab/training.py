@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from clusterlab import figures
+from clusterlab import figures, page
 from clusterlab.callbacks import (
     CenterHistory,
     EmbeddingHistory,
@@ -28,6 +28,7 @@ from clusterlab.callbacks import (
     StepLimit,
     TargetRefresh,
 )
+from clusterlab.centers import agreement
 from clusterlab.checks import (
     build,
     check_phases,
@@ -43,6 +44,7 @@ from clusterlab.data.samples import Samples, digest
 from clusterlab.defaults import fit_to_data
 from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
+from clusterlab.figures import some_of
 from clusterlab.files import (
     file_digest,
     locked,
@@ -54,9 +56,10 @@ from clusterlab.files import (
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
+from clusterlab.page import BEFORE
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
-from clusterlab.trouble import change_trouble
+from clusterlab.trouble import change_trouble, structure_trouble
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             result: dict[str, Any] = json.loads(result_file.read_text())
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
+                if cfg.figures and not (run_dir / page.FILE).exists():
+                    page.write(run_dir, samples)
                 return result
         record = {
             "model": cfg.model_name,
@@ -141,6 +146,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         close(loggers, "success")
         record |= config
         write_json(result_file, record)
+        if cfg.figures:
+            page.write(run_dir, samples)
         return record
 
 
@@ -172,20 +179,29 @@ def train_and_evaluate(
     write_arrays(run_dir / "assignments.npz", arrays)
     write_predictions(run_dir / "assignments.csv", arrays["label"], arrays["q"], samples.files)
     last = list(phases)[-1]
-    some = figures.some_of(len(samples), cfg.seed)
-    before = None
+    some = some_of(len(samples), cfg.seed)
+    start = None  # the embedding in which finetuning found its clusters
     if {"pretrain", "finetune"} <= phases.keys():
         PhaseFolder(run_dir / "pretrain").load(model, "pretrain")
-        before = model.embed_samples(replace(samples, x=samples.x[some]), device).cpu()
+        start = model.embed_samples(replace(samples, x=samples.x[some]), device).cpu()
         PhaseFolder(run_dir / last).load(model, last)
+        write_arrays(run_dir / BEFORE, {"index": some.numpy(), "z": start.numpy()})
     scores = evaluate(z, q, samples.y, samples.known)
-    found = change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"])
-    for line in found:
+    mean_agreement = None
+    if len(some) >= 2 * cfg.n_clusters:
+        found = agreement(z[some] if start is None else start, cfg.n_clusters, cfg.seed)
+        mean_agreement = sum(found) / len(found)
+    trouble = [
+        *change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"]),
+        *structure_trouble(mean_agreement),
+    ]
+    for line in trouble:
         log.warning(line)
-    scores["label_free"]["trouble"] += found
+    scores["label_free"]["agreement"] = mean_agreement
+    scores["label_free"]["trouble"] += trouble
     paths: dict[str, Path] = {}
     if cfg.figures:
-        paths = figures.draw(run_dir / "figures", model, samples, some, before, z, q, rows, cfg)
+        paths = figures.draw(run_dir / "figures", model, samples, some, start, z, q, rows, cfg)
     publish(loggers, scores, paths)
     return {
         **scores,
