@@ -14,6 +14,8 @@ from clusterlab.data.samples import Samples, as_float
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
 
+BEFORE = "before.npz"  # index (n,) and embedding z (n, d) of some samples before finetuning
+PAGE = "report.html"
 SOME = 10_000  # samples that stand for all in what takes long
 TSNE_SAMPLES = 2000  # more only darkens the picture, and t-SNE takes minutes
 

@@ -24,18 +24,18 @@ from clusterlab.checks import build
 from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.figures import some_of
+from clusterlab.figures import BEFORE, PAGE, some_of
 from clusterlab.files import write_atomically
 from clusterlab.loggers import read_csv
 from clusterlab.metrics import contingency, match
 from clusterlab.neighbours import Neighbours, neighbours
 
-FILE = "report.html"
-BEFORE = "before.npz"  # index (n,) and embedding z (n, d) of some samples before finetuning
 ARRANGED = 3_000  # of them by t-SNE, the others beside their nearest
-THUMB, PICTURE = 28, 96  # largest side of a sample's picture on the map's sheet, and elsewhere
-SHEET_BYTES = 2_600_000  # with the plotting library and a third more for base64: under 6 MB
+SIDE = 96  # at most, of a picture in the lists
+SHEET_SIDES = (28, 20, 14)  # of one on the map's sheet, smaller where the sheet would be too large
 PICTURES = 480  # in the lists of all clusters together, at most
+# Bytes of all of either: with base64, plotting library and names, 10,000 images stay under 6 MB.
+SHEET_BYTES, LIST_BYTES = 1_900_000, 900_000
 
 
 @dataclass
@@ -122,8 +122,8 @@ def write(run_dir: Path, samples: Samples) -> Path:
         arranged=min(ARRANGED, len(mapped)),
         config=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
     )
-    write_atomically(run_dir / FILE, page.encode())
-    return run_dir / FILE
+    write_atomically(run_dir / PAGE, page.encode())
+    return run_dir / PAGE
 
 
 def _template(name: str) -> Any:
@@ -161,9 +161,15 @@ def _pixels(x: Tensor, side: int) -> list[Image.Image]:
     return images
 
 
-def _encoded(image: Image.Image, quality: int = 85) -> str:
-    content = io.BytesIO()
-    image.save(content, format="webp", quality=quality)
+def _encoded(image: Image.Image, most: int) -> str | None:
+    """Return an image as a data URI of the best quality within so many bytes, if there is one."""
+    for quality in (85, 60, 30, 5):
+        content = io.BytesIO()
+        image.save(content, format="webp", quality=quality)
+        if content.tell() <= most:
+            break
+    else:
+        return None
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
@@ -175,20 +181,19 @@ def picture_sheet(x: Tensor) -> tuple[str, tuple[int, int]]:
     """Put small pictures of images ``(n, C, H, W)`` side by side on one sheet, row by row.
 
     Returns:
-        The sheet as a data URI, of lower quality where it would be too large, and a picture's
-        width and height.
+        The sheet as a data URI, empty if no quality makes it small enough, and a picture's width
+        and height.
     """
-    images = _pixels(x, THUMB)
-    (width, height), columns = images[0].size, _columns(len(x))
-    rows = -(-len(x) // columns)
-    sheet = Image.new(images[0].mode, (columns * width, rows * height))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * width, i // columns * height))
-    for quality in (80, 60, 40, 20, 5):
-        encoded = _encoded(sheet, quality)
-        if len(encoded) * 3 // 4 <= SHEET_BYTES:
-            break
-    return encoded, (width, height)
+    columns = _columns(len(x))
+    for side in SHEET_SIDES:
+        images = _pixels(x, side)
+        width, height = images[0].size
+        sheet = Image.new(images[0].mode, (columns * width, -(-len(x) // columns) * height))
+        for i, image in enumerate(images):
+            sheet.paste(image, (i % columns * width, i // columns * height))
+        if encoded := _encoded(sheet, SHEET_BYTES):
+            return encoded, (width, height)
+    return "", (0, 0)
 
 
 def _shown(
@@ -196,7 +201,10 @@ def _shown(
 ) -> list[Shown]:
     pictures = [""] * len(index)
     if samples.are_images and len(index):
-        pictures = [_encoded(image) for image in _pixels(samples.x[list(index)], PICTURE)]
+        for i, image in enumerate(_pixels(samples.x[list(index)], SIDE)):
+            while (picture := _encoded(image, LIST_BYTES // PICTURES)) is None:
+                image = image.reduce(2)
+            pictures[i] = picture
     return [Shown(i, names[i], p, n) for i, p, n in zip(index, pictures, notes, strict=True)]
 
 
@@ -292,7 +300,7 @@ def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     rows: list[Mapping[str, Any]] = []
     for run in runs:
         record = json.loads((run / "result.json").read_text())
-        rows.append({"link": (run / FILE).relative_to(folder).as_posix(), **record})
+        rows.append({"link": (run / PAGE).relative_to(folder).as_posix(), **record})
     page = _template("index.html.j2").render(title=folder.resolve().name, rows=rows)
     write_atomically(folder / "index.html", page.encode())
     return folder / "index.html"

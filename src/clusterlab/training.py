@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from clusterlab import figures, page
+from clusterlab import figures
 from clusterlab.callbacks import (
     CenterHistory,
     EmbeddingHistory,
@@ -44,7 +44,7 @@ from clusterlab.data.samples import Samples, digest
 from clusterlab.defaults import fit_to_data
 from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
-from clusterlab.figures import some_of
+from clusterlab.figures import BEFORE, PAGE, some_of
 from clusterlab.files import (
     file_digest,
     locked,
@@ -56,7 +56,6 @@ from clusterlab.files import (
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opened, settings_of
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
-from clusterlab.page import BEFORE
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
 from clusterlab.trouble import change_trouble, structure_trouble
@@ -110,8 +109,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             result: dict[str, Any] = json.loads(result_file.read_text())
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
-                if cfg.figures and not (run_dir / page.FILE).exists():
-                    page.write(run_dir, samples)
+                if cfg.figures and not (run_dir / PAGE).exists():
+                    write_page(run_dir, samples)
                 return result
         record = {
             "model": cfg.model_name,
@@ -147,8 +146,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         record |= config
         write_json(result_file, record)
         if cfg.figures:
-            page.write(run_dir, samples)
+            write_page(run_dir, samples)
         return record
+
+
+def write_page(run_dir: Path, samples: Samples) -> None:
+    """Write a finished run's page; its plotting library is imported for no less."""
+    from clusterlab import page
+
+    page.write(run_dir, samples)
 
 
 def train_and_evaluate(

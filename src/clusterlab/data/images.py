@@ -110,9 +110,10 @@ def _read(
             sizes = {size for _, (_, size) in seen}
             keep = len(sizes) == 1 and max(max(sizes)) <= LARGEST_KEPT
             side = None if keep else (SIDE, SIDE)
-            if not keep:
-                log.info("Images of %d sizes are brought to %dx%d; data.size=64 keeps more.",
-                         len(sizes), SIDE, SIDE)  # fmt: skip
+            if not keep and sizes:
+                largest = _hw(max(sizes))
+                text = "Images of up to %s are brought to %dx%d; data.size=64 keeps more."
+                log.info(text, largest, SIDE, SIDE)
         assert not isinstance(side, str)
         depth = channels or (1 if all(grey for _, (grey, _) in seen) else 3)
         return _decoded(root, [file for file, _ in seen], depth, side, skip_broken, pool)
