@@ -59,11 +59,12 @@ from clusterlab.record import environment, evaluate
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     """Make the run that a config describes, or finish one that was started.
 
     Args:
         cfg: The composed config of ``conf/train.yaml`` with ``run_dir`` set.
+        samples: The data, where they are in memory; ``None`` reads ``data.source``.
 
     Returns:
         The content of ``result.json``; empty on a rank other than 0.
@@ -75,7 +76,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     device = training_device(cfg.trainer)
     check_seed(cfg.seed)
     check_phases(cfg.phases)
-    samples: Samples = build(cfg.data.source)
+    if samples is None:
+        samples = build(cfg.data.source)
+    assert samples is not None
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     told: dict[str, Tensor] = {}  # to models that learn from some labels
     if "labelled" in cfg.data:
@@ -329,10 +332,11 @@ def fit(
     data.subset = None
     checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval)
     callbacks = list(build(phase.callbacks).values())
+    shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
         cfg.trainer,
         max_epochs=phase.max_epochs,
-        callbacks=[*callbacks, StepLimit(phase.max_steps), Progress(phase.max_steps), checkpoint],
+        callbacks=[*callbacks, StepLimit(phase.max_steps), *shown, checkpoint],
         logger=[PhaseCsv(folder.path / "metrics.csv", name), *loggers],
     )
     resumed = folder.last.exists()
