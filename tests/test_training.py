@@ -588,7 +588,7 @@ def targets(node: Any) -> list[str]:
 def test_every_model_composes_with_every_data_set(compose: Compose, model: str, data: str):
     mine = ("npz", "folder", "text")
     given = ["data.path=somewhere/mine.npz"] if data in (*mine, "ytf") else []
-    given += ["n_clusters=3"] if data in mine else []
+    given += ["n_clusters=3"] if data in (*mine, "array") else []
     cfg = compose(f"model={model}", f"data={data}", *given)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)

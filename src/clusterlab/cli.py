@@ -25,12 +25,8 @@ from clusterlab.files import config_folder, settings_digest
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
     r"^(\+?(model|data|seed|experiment|sweep|logger|trainer|output_dir|run_dir|pretrained_dir|"
-    r"restart|figures|checkpoint_interval|optimize)(=|$)|logger\.|trainer\.|data\.root|hydra)"
+    r"restart|figures|progress|checkpoint_interval|optimize)(=|$)|logger\.|trainer\.|data\.root|hydra)"
 )
-OmegaConf.register_new_resolver(
-    "first_of", lambda *values: next(value for value in values if value is not None), replace=True
-)
-OmegaConf.register_new_resolver("file_stem", lambda path: Path(path).stem, replace=True)
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),

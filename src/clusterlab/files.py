@@ -13,8 +13,15 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
+
+# Functions that the configs call: whoever finds their folder can resolve them.
+OmegaConf.register_new_resolver(
+    "first_of", lambda *values: next(value for value in values if value is not None), replace=True
+)
+OmegaConf.register_new_resolver("file_stem", lambda path: Path(path).stem, replace=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ NOT_SETTINGS = (
     "pretrained_dir",
     "restart",
     "figures",
+    "progress",
     "logger",
     "trainer",
     "experiment_name",

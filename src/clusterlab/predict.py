@@ -3,13 +3,14 @@
 import csv
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from clusterlab.checks import build
@@ -55,6 +56,14 @@ class Predictor:
         Raises:
             UserError: If the samples are of another size, or no samples.
         """
+        q = self._map(self.model, x)
+        return q.argmax(1).numpy(), q.numpy()
+
+    def embed(self, x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
+        """Return embeddings, shape ``(N, d)``, of samples as ``predict`` takes them."""
+        return self._map(self.model.network.encode, x).numpy()
+
+    def _map(self, function: Callable[[Tensor], Tensor], x: NDArray[Any] | Tensor) -> Tensor:
         samples = torch.from_numpy(as_samples(np.asarray(x), "the samples"))
         if tuple(samples.shape[1:]) != self.input_shape:
             raise problem(
@@ -62,8 +71,7 @@ class Predictor:
                 _size(samples.shape[1:]),
                 "bring them to what the run was trained on",
             )
-        q = full_pass(self.model, self.model, in_order(samples), torch.device("cpu"))
-        return q.argmax(1).numpy(), q.numpy()
+        return full_pass(function, self.model, in_order(samples), torch.device("cpu"))
 
     def read(self, path: Path) -> Samples:
         """Read an ``.npz`` file, a folder of images or one image, as ``predict`` takes them.
@@ -90,25 +98,37 @@ def load(run: str | Path) -> Predictor:
         run: The run folder; of it, ``config.yaml`` and the last phase's weights are read.
 
     Raises:
+        UserError: If the folder is not a run, the run is not finished, or its method has no rule
+            for new samples.
+    """
+    model, cfg = trained(run)
+    if not model.inductive:
+        raise problem(
+            "a method that can label new samples",
+            f"a run of {cfg.model_name}",
+            f"take the labels of its own samples from {Path(run) / 'assignments.npz'}",
+        )
+    return Predictor(model, tuple(cfg.network.input_shape))
+
+
+def trained(run: str | Path) -> tuple[DeepClustering, DictConfig]:
+    """Return a finished run's model as its last phase left it, and its config.
+
+    Raises:
         UserError: If the folder is not a run, or the run is not finished.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise problem("a run folder", f"no config.yaml in {run}", "give the folder of a run")
     cfg = OmegaConf.load(run / "config.yaml")
+    assert isinstance(cfg, DictConfig)
     phase = list(cfg.phases)[-1]
     last = PhaseFolder(run / str(phase))
     if not last.finished:
         raise problem(f"a finished run in {run}", f"no finished {phase}", "train it to its end")
     model: DeepClustering = build(cfg.model, network=build(cfg.network))
     last.load(model, str(phase))
-    if not model.inductive:
-        raise problem(
-            "a method that can label new samples",
-            f"a run of {cfg.model_name}",
-            f"take the labels of its own samples from {run / 'assignments.npz'}",
-        )
-    return Predictor(model, tuple(cfg.network.input_shape))
+    return model, cfg
 
 
 def write_predictions(

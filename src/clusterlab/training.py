@@ -63,11 +63,12 @@ from clusterlab.trouble import change_trouble, structure_trouble
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     """Make the run that a config describes, or finish one that was started.
 
     Args:
         cfg: The composed config of ``conf/train.yaml`` with ``run_dir`` set.
+        samples: The data, where they are in memory; ``None`` reads ``data.source``.
 
     Returns:
         The content of ``result.json``; empty on a rank other than 0.
@@ -78,7 +79,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     device = training_device(cfg.trainer)
     check_seed(cfg.seed)
-    samples: Samples = build(cfg.data.source)
+    if samples is None:
+        samples = build(cfg.data.source)
+    assert samples is not None
     fit_to_data(cfg, samples)
     check_phases(cfg.phases)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
@@ -358,10 +361,11 @@ def fit(
     data.subset = None
     checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval)
     callbacks = list(build(phase.callbacks).values())
+    shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
         cfg.trainer,
         max_epochs=phase.max_epochs,
-        callbacks=[*callbacks, StepLimit(phase.max_steps), Progress(phase.max_steps), checkpoint],
+        callbacks=[*callbacks, StepLimit(phase.max_steps), *shown, checkpoint],
         logger=[PhaseCsv(folder.path / "metrics.csv", name), *loggers],
     )
     resumed = folder.last.exists()

@@ -152,6 +152,25 @@ def npz(path: str, name: str | None = None) -> Samples:
     return Samples(name or file.stem, torch.from_numpy(x), y, files, names)
 
 
+def array(x: Array | None = None, name: str = "array") -> Samples:
+    """Take samples that are in memory, without labels.
+
+    Args:
+        x: As ``as_samples`` takes them; ``None`` if there are none, as on the command line.
+        name: What the records call the set.
+
+    Raises:
+        UserError: If there are none, or they have other axes or values.
+
+    Example:
+        >>> array(np.zeros((5, 8, 8))).x.shape
+        torch.Size([5, 1, 8, 8])
+    """
+    if x is None:
+        raise problem("samples from a program", "none", "use data=npz for a file")
+    return Samples(name, torch.from_numpy(as_samples(x, "the samples")))
+
+
 def as_samples(x: Array, where: str) -> Array:
     """Bring an array to the axes and types of stored samples, or say why it is none.
 
