@@ -38,14 +38,12 @@ def scan_table(rows: list[Row]) -> str:
     """Return what scans over K said: a line for each, from a row for each of its measures."""
     scans: dict[tuple[str, str], Row] = {}
     for row in rows:
-        line = scans.setdefault(
-            (row["data"], row["model"]), {"data": row["data"], "model": row["model"]}
-        )
-        line[row["measure"]] = f"{row['best']} ({row['near']})" if row["near"] else row["best"]
+        named = {"data": row["data"], "model": row["model"]}
+        line = scans.setdefault((row["data"], row["model"]), named)
+        line[row["measure"]] = f"{row['best']} ({', '.join(row['near'].split())})"
     for row in rows:  # the last columns
         scans[row["data"], row["model"]] |= {"": row["verdict"], "revision": row["commit"][:9]}
-    text = tabulate(list(scans.values()), headers="keys", tablefmt="pipe", disable_numparse=True)
-    return f"{text}\n\nIn brackets the K within each measure's spread."
+    return tabulate(list(scans.values()), headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
 def filled_scaling() -> str:

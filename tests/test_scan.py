@@ -197,7 +197,7 @@ def test_agreement_is_corrected_for_one_gaussian() -> None:
             (4,),
             "lean",
             (10,),
-            "= 10: silhouette (9), BIC (10); but agreement says 4.",
+            "(9), BIC (10); but agreement says 4.",
         ),
         ((9,), None, (8, 9), "lean", (9,), ": silhouette (9), agreement (8); but BIC says none."),
         ((9,), (20, "or more"), (9,), "lean", (9,), "but BIC says 20 or more."),

@@ -111,18 +111,19 @@ def verdict(said: Mapping[str, Choice]) -> tuple[str, tuple[int, ...], str]:
     """
 
     def common(*names: str) -> tuple[int, ...]:
-        firm = all(said[name].firm for name in names)
-        return tuple(sorted(set.intersection(*(set(said[n].near) for n in names)))) * firm
+        if not all(said[name].firm for name in names):
+            return ()
+        return tuple(sorted(set.intersection(*(set(said[name].near) for name in names))))
 
-    def names(names: Iterable[str]) -> str:
+    def each(names: Iterable[str]) -> str:
         return ", ".join(f"{name} ({said[name]})" for name in names)
 
     if shared := common(*said):
-        return "agree", shared, f"Agree on K = {_either(shared)}: {names(said)}."
+        return "agree", shared, f"Agree on K = {_either(shared)}: {each(said)}."
     pairs = [pair for pair in combinations(said, 2) if common(*pair)]
     if len(pairs) == 1:
         shared, (other,) = common(*pairs[0]), said.keys() - set(pairs[0])
-        text = f"Lean to K = {_either(shared)}: {names(pairs[0])}; but {other} says {said[other]}."
+        text = f"Lean to K = {_either(shared)}: {each(pairs[0])}; but {other} says {said[other]}."
         return "lean", shared, text
     found = sorted((c for c in said.values() if c.best is not None), key=lambda c: c.best or 0)
     ks = tuple(dict.fromkeys(c.best for c in found if c.best is not None))
