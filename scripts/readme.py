@@ -5,7 +5,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from clusterlab.report import benchmark_table, fill, lines, render
-from clusterlab.results import find, read_records
+from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,20 @@ def filled_readme() -> str:
         ]
         table = lines(ours, own, missing=True)
         readme = fill(readme, name, render(table, format="markdown"))
+    readme = fill(readme, "scan", scan_table(read_records(results / "scan.csv")))
     return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
+
+
+def scan_table(rows: list[Row]) -> str:
+    """Return what scans over K said: a line for each, from a row for each of its measures."""
+    scans: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        named = {"data": row["data"], "model": row["model"]}
+        line = scans.setdefault((row["data"], row["model"]), named)
+        line[row["measure"]] = f"{row['best']} ({', '.join(row['near'].split())})"
+    for row in rows:  # the last columns
+        scans[row["data"], row["model"]] |= {"": row["verdict"], "revision": row["commit"][:9]}
+    return tabulate(list(scans.values()), headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
 def filled_scaling() -> str:

@@ -69,6 +69,7 @@ def test_wheel_holds_package_and_configs(wheel: Path) -> None:
     assert "Requires-Dist: torch" in text
     assert "clusterlab = clusterlab.cli:main" in scripts
     assert "clusterlab-predict = clusterlab.predict:main" in scripts
+    assert "clusterlab-scan = clusterlab.scan:main" in scripts
 
 
 # The editable install of the checkout comes after PYTHONPATH; say which one ran.

@@ -1,5 +1,6 @@
 """How well an embedding falls into K clusters: measures without labels, over random halves."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from clusterlab.centers import agreement, kmeans
 from clusterlab.metrics import silhouette
 from clusterlab.seeding import derive_seed
 from clusterlab.verdict import Values
+
+log = logging.getLogger(__name__)
 
 MOST_DIM = 20  # a mixture sees so many principal components: each covariance has d(d + 1)/2 numbers
 NARROWEST = 1e-4  # variance of a component, of 1 over all: repeated samples are no cluster
@@ -107,4 +110,5 @@ def measure(z: Tensor, ks: Sequence[int], seeds: int, samples: int, seed: int) -
             (row["agreement"],) = agreement(z[chosen], k, own, n_repeats=1)
             (row["agreement_one_gaussian"],) = agreement(cloud, k, own, n_repeats=1)
             rows.append(row)
+        log.info("K from %d to %d measured on half %d of %d.", ks[0], ks[-1], i + 1, seeds)
     return rows

@@ -1,6 +1,6 @@
 """What measures of a scan over K say, and how sure that is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -97,7 +97,7 @@ def choices(rows: Sequence[Mapping[str, float]]) -> dict[str, Choice]:
 
 
 def verdict(said: Mapping[str, Choice]) -> tuple[str, tuple[int, ...], str]:
-    """Say how sure the number of clusters is.
+    """Say how sure the number of clusters is; in brackets, each measure's own best.
 
     Returns:
         "agree" and the K that all measures are near to, "lean" and those of the only pair that
@@ -107,20 +107,23 @@ def verdict(said: Mapping[str, Choice]) -> tuple[str, tuple[int, ...], str]:
         >>> said = {"silhouette": Choice(9, (9, 10)), "BIC": Choice(10, (10,)),
         ...         "agreement": Choice(4, (4,))}
         >>> verdict(said)
-        ('lean', (10,), 'Lean to K = 10: silhouette and BIC; but agreement says 4.')
+        ('lean', (10,), 'Lean to K = 10: silhouette (9), BIC (10); but agreement says 4.')
     """
 
     def common(*names: str) -> tuple[int, ...]:
-        firm = all(said[name].firm for name in names)
-        return tuple(sorted(set.intersection(*(set(said[n].near) for n in names)))) * firm
+        if not all(said[name].firm for name in names):
+            return ()
+        return tuple(sorted(set.intersection(*(set(said[name].near) for name in names))))
+
+    def each(names: Iterable[str]) -> str:
+        return ", ".join(f"{name} ({said[name]})" for name in names)
 
     if shared := common(*said):
-        return "agree", shared, f"Agree on K = {_either(shared)}: {', '.join(said)}."
+        return "agree", shared, f"Agree on K = {_either(shared)}: {each(said)}."
     pairs = [pair for pair in combinations(said, 2) if common(*pair)]
     if len(pairs) == 1:
         shared, (other,) = common(*pairs[0]), said.keys() - set(pairs[0])
-        names = " and ".join(pairs[0])
-        text = f"Lean to K = {_either(shared)}: {names}; but {other} says {said[other]}."
+        text = f"Lean to K = {_either(shared)}: {each(pairs[0])}; but {other} says {said[other]}."
         return "lean", shared, text
     found = sorted((c for c in said.values() if c.best is not None), key=lambda c: c.best or 0)
     ks = tuple(dict.fromkeys(c.best for c in found if c.best is not None))
