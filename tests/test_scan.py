@@ -58,7 +58,7 @@ def test_separated_blobs_are_counted_by_every_measure(k: int) -> None:
     assert {name: choice.best for name, choice in said.items()} == dict.fromkeys(said, k)
     sure, best, text = verdict(said)
     assert (sure, best) == ("agree", (k,))
-    assert text == f"Agree on K = {k}: silhouette ({k}), BIC ({k}), agreement ({k})."
+    assert text.startswith(f"Agree on K = {k}: silhouette ({k}), BIC ({k}), agreement ({k})")
 
 
 @pytest.mark.parametrize("scale", [(1, 1, 1, 1), (9, 1, 1, 1), (5, 4, 3, 2)])
@@ -189,7 +189,7 @@ def test_agreement_is_corrected_for_one_gaussian() -> None:
 @pytest.mark.parametrize(
     ("silhouette", "likelihood", "stability", "sure", "ks", "text"),
     [
-        ((9, 10), (10, 11), (4, 10), "agree", (10,), "Agree on K = 10"),
+        ((9, 10), (10, 11), (4, 10), "agree", (10,), "(4); each alone allows others, in all 4 to"),
         ((9, 10, 11), (10, 11), (10, 11), "agree", (10, 11), "Agree on K = 10 or 11"),
         (
             (9, 10),
@@ -359,8 +359,8 @@ def test_vectors_keep_the_dimension_that_was_asked_for(
         (("samples=11",), "samples of 12 or more, got 11"),
         (("n_clusters=4",), "which are scanned, got n_clusters=4; drop it"),
         (("model=dcec",), "got dcec, whose phase finetune trains with K; set model=cae_kmeans"),
-        (("model=none",), "settings as for train.py, got "),
-        (("nothing=4",), "settings as for train.py, got Could not override 'nothing'"),
+        (("model=none",), "settings that this model has, got "),
+        (("nothing=4",), "settings that this model has, got Could not override 'nothing'"),
         (("data.path=no.npz",), "got nothing there"),
         (("help",), "scan.py data=usps [k=2..20] [seeds=5]"),
     ],

@@ -8,12 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -21,7 +18,8 @@ from torch import Tensor
 from clusterlab import curves, viz
 from clusterlab.cli import check_given, quiet_lightning, run_name
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.files import config_folder, csv_text, write_atomically, write_json
+from clusterlab.files import csv_text, write_atomically, write_json
+from clusterlab.isolation import composed
 from clusterlab.measures import Row, measure
 from clusterlab.record import commit
 from clusterlab.results import read_records
@@ -50,10 +48,10 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
         raise problem("k=2..20, which are scanned", f"n_clusters={given['n_clusters']}", "drop it")
     asked = [*overrides, f"n_clusters={fewest}", "figures=false"]
     asked += [] if "model" in given else ["model=cae_kmeans"]
-    cfg = compose(asked)
+    cfg = composed(asked)
     if OmegaConf.is_interpolation(cfg.network, "embedding_dim"):
         asked.append(f"network.embedding_dim={EMBEDDING_DIM}")
-        cfg = compose(asked)
+        cfg = composed(asked)
     if trained := [str(name) for name in cfg.phases if name != "pretrain" and cfg.phases[name]]:
         got = f"{cfg.model_name}, whose phase {trained[0]} trains with K"
         raise problem("an embedding that does not depend on K", got, "set model=cae_kmeans")
@@ -64,15 +62,6 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
         return cfg, None
     with np.load(Path(cfg.run_dir) / "assignments.npz") as stored:
         return cfg, torch.from_numpy(stored["z"])
-
-
-def compose(overrides: list[str]) -> DictConfig:
-    """Compose the config of ``train.py``."""
-    try:
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra.compose("train", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise problem("settings as for train.py", error, "see train.py --cfg job") from None
 
 
 def show(rows: Sequence[Row], said: dict[str, Choice], title: str) -> None:

@@ -109,6 +109,7 @@ def verdict(said: Mapping[str, Choice]) -> tuple[str, tuple[int, ...], str]:
         >>> verdict(said)
         ('lean', (10,), 'Lean to K = 10: silhouette (9), BIC (10); but agreement says 4.')
     """
+    wide = sorted({k for choice in said.values() if choice.firm for k in choice.near})
 
     def common(*names: str) -> tuple[int, ...]:
         if not all(said[name].firm for name in names):
@@ -119,7 +120,10 @@ def verdict(said: Mapping[str, Choice]) -> tuple[str, tuple[int, ...], str]:
         return ", ".join(f"{name} ({said[name]})" for name in names)
 
     if shared := common(*said):
-        return "agree", shared, f"Agree on K = {_either(shared)}: {each(said)}."
+        text = f"Agree on K = {_either(shared)}: {each(said)}"
+        if tuple(wide) != shared:  # they meet, and each alone would take others as well
+            text += f"; each alone allows others, in all {wide[0]} to {wide[-1]}"
+        return "agree", shared, f"{text}."
     pairs = [pair for pair in combinations(said, 2) if common(*pair)]
     if len(pairs) == 1:
         shared, (other,) = common(*pairs[0]), said.keys() - set(pairs[0])
