@@ -180,7 +180,7 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
     console.print(phases)
     for line in record["label_free"]["trouble"]:
         console.print(f"[yellow]{line}")
-    for path in ("result.json", "metrics.csv", "assignments.npz", "figures"):
+    for path in ("result.json", "metrics.csv", "assignments.csv", "figures", "report.html"):
         if (run_dir / path).exists():
             console.print(str(run_dir / path), highlight=False, soft_wrap=True)
 
