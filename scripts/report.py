@@ -81,7 +81,7 @@ def log_table(project: str, out: Path, rows: list[dict[str, Any]]) -> None:
     import wandb
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[row.get(name) for name in columns] for row in rows]
+    cells = [[None if (c := row.get(name)) is None else str(c) for name in columns] for row in rows]
     settings = wandb.Settings(silent=True)
     run = wandb.init(
         project=project,
@@ -91,9 +91,7 @@ def log_table(project: str, out: Path, rows: list[dict[str, Any]]) -> None:
         mode="offline",
         settings=settings,
     )
-    run.log(
-        {"table": wandb.Table(columns, [[None if c is None else str(c) for c in r] for r in cells])}
-    )
+    run.log({"table": wandb.Table(columns, cells)})
     run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))})
     folder = Path(run.dir).parent
     run.finish()

@@ -1,4 +1,4 @@
-"""The terms of the objectives, as pure functions of tensors that return a scalar."""
+"""The terms of the objectives and what they are made of, as pure functions of tensors."""
 
 from collections.abc import Callable
 
@@ -51,3 +51,27 @@ def squared_weights(module: nn.Module) -> Tensor:
     """
     vector = torch.cat([parameter.flatten() for parameter in module.parameters()])
     return vector.dot(vector) / 2
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return the squared distances of every two rows, from their Gram matrix.
+
+    .. math:: \|a_i - b_j\|^2 = \|a_i\|^2 + \|b_j\|^2 - 2\, a_i \cdot b_j
+
+    No tensor is larger than the result, and gradients are finite also where two rows are equal.
+    Rows far from the origin lose digits: bring them near it first.
+
+    Args:
+        a: Shape ``(n, d)``.
+        b: Shape ``(m, d)``.
+
+    Returns:
+        Shape ``(n, m)``, at least 0.
+
+    Example:
+        >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([[16.],
+                [ 9.]])
+    """
+    products = a @ b.T
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * products).clamp(min=0)

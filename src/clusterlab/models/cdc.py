@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.data.datamodule import Batch
-from clusterlab.losses import Divergence
+from clusterlab.losses import Divergence, squared_distances
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
 
@@ -116,9 +116,8 @@ def similarities(x: Tensor, over_rows: bool = True) -> Tensor:
 
     .. math:: C(x_i, x_j) = \frac{(1 + \|x_i - x_j\|^2)^{-1}}{\sum (1 + \|x_k - x_l\|^2)^{-1}}
 
-    Eq. (5), with one degree of freedom. Distances are taken from the Gram matrix of the centered
-    samples: no tensor is larger than the result, and gradients are finite also where two samples
-    are the same.
+    Eq. (5), with one degree of freedom. Distances are those of the centered samples, see
+    ``squared_distances``: gradients are finite also where two samples are the same.
 
     Args:
         x: Samples, shape ``(B, ...)``.
@@ -137,9 +136,7 @@ def similarities(x: Tensor, over_rows: bool = True) -> Tensor:
     """
     x = x.flatten(1)
     x = x - x.mean(0)  # |x|^2 would dwarf the distances of samples far from the origin
-    squared = x.square().sum(1)
-    distances = (squared[:, None] + squared - 2 * x @ x.T).clamp(min=0)
-    kernel = 1 / (1 + distances)
+    kernel = 1 / (1 + squared_distances(x, x))
     if over_rows:
         return (kernel / kernel.sum(1, keepdim=True)).clamp(min=FLOOR)
     kernel = kernel - torch.diag_embed(kernel.diagonal())

@@ -6,6 +6,7 @@ from torch.nn.functional import conv2d
 
 from clusterlab.centers import pedcc
 from clusterlab.data.datamodule import Batch
+from clusterlab.losses import squared_distances
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
@@ -152,17 +153,12 @@ def mmd(z: Tensor, centers: Tensor, unbiased: bool = True) -> Tensor:
         >>> mmd(centers.repeat(50, 1), centers, unbiased=False).abs() < 1e-6
         tensor(True)
     """
-    zz, zc, cc = (_squared(a, b) for a, b in ((z, z), (z, centers), (centers, centers)))
+    zz, zc, cc = (squared_distances(a, b) for a, b in ((z, z), (z, centers), (centers, centers)))
     bandwidth = (zz.mean() + 2 * zc.mean() + cc.mean()).detach() / 4
     k_zz, k_zc, k_cc = (_kernels(squared / bandwidth) for squared in (zz, zc, cc))
     n = len(z)
     own = (k_zz.sum() - k_zz.trace()) / (n * (n - 1)) if unbiased else k_zz.mean()
     return own + k_cc.mean() - 2 * k_zc.mean()
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    products = a @ b.T
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * products).clamp(min=0)
 
 
 def _kernels(squared: Tensor) -> Tensor:
