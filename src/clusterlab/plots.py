@@ -73,7 +73,8 @@ def embedding_map(places: Array, labels: Array, index: Array) -> Any:
         560,
         match_aspect=True,
         tools="pan,wheel_zoom,box_zoom,reset",
-        active_scroll=None,  # a page that is scrolled must not zoom
+        active_scroll=None,  # a page that is scrolled, also by a finger, must not zoom or move it
+        active_drag=None,
         toolbar_location="above",
     )
     size = float(np.clip(260 / np.sqrt(len(labels)), 5, 10))
