@@ -14,7 +14,7 @@ import torch
 from bokeh.resources import Resources
 from omegaconf import DictConfig
 
-from clusterlab import page
+from clusterlab import gallery, page
 from clusterlab.data.samples import Samples
 from clusterlab.neighbours import neighbours, valley
 from clusterlab.training import run
@@ -108,8 +108,11 @@ def test_lists_name_the_right_samples() -> None:
     z = np.array([[0.0], [1.1], [1.9], [10.0], [11.1], [11.9]], np.float32)
     q = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9], [0.45, 0.55]])
     y = torch.tensor([1, 1, 0, 0, 0, 0])
-    samples = Samples("six", torch.zeros(6, 2), y, class_names=("cat", "dog"))
-    first, second = page.clusters_of(samples, z, q.astype(np.float32), [str(i) for i in range(6)])
+    x = torch.tensor([[0.0, 3.0]] * 3 + [[4.0, 3.0]] * 3)
+    samples = Samples("six", x, y, class_names=("cat", "dog"))
+    first, second = gallery.clusters_of(
+        samples, z, q.astype(np.float32), [str(i) for i in range(6)]
+    )
     chosen = {title: [one.index for one in shown] for title, shown in first.lists.items()}
     assert chosen == {
         "Most typical": [1, 2, 0],
@@ -120,6 +123,7 @@ def test_lists_name_the_right_samples() -> None:
     assert first.confidence == pytest.approx(0.7667, abs=1e-4)
     assert first.classes == [("dog", pytest.approx(2 / 3)), ("cat", pytest.approx(1 / 3))]
     assert second.classes == [("cat", 1.0)]
+    assert second.features == [(0, 1.0)]  # 2 above the mean of 2, of deviation 2; the other is flat
 
 
 def test_empty_clusters_and_vectors_have_a_page(
