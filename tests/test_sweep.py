@@ -31,6 +31,7 @@ def asked(*overrides: str, **groups: str) -> DictConfig:
         (("seed=0,1,2",), {}, 3),
         (("seed=range(4)", "loss.gamma=choice(0.1,1)"), {}, 8),
         ((), {"sweep": "seeds"}, 5),
+        ((), {"sweep": "table"}, 24),
         ((), {"experiment": "dcec_table1"}, 40),
         (("model=dec,idec", "seed=3"), {"experiment": "dcec_table1"}, 2),
         (("data.labelled=0.1", "network.filters=[1,2,3]"), {}, 1),
