@@ -127,8 +127,10 @@ class TargetRefresh(Callback):
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
     def _tell(self, trouble: list[str]) -> None:
+        """Warn of what has a name that the last refresh had not: numbers change at each."""
+        known = {line.split(":")[0] for line in self.trouble}
         for line in trouble:
-            if line not in self.trouble:
+            if line.split(":")[0] not in known:
                 log.warning("step %d: %s", self.refreshed_at, line)
         self.trouble = trouble
 
