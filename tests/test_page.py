@@ -98,7 +98,7 @@ def test_ten_thousand_noisy_images_stay_under_six_megabytes(
     (run_dir / "before.npz").unlink()
     x = torch.randint(0, 256, (n, 3, 96, 96), dtype=torch.uint8)
     names = tuple(f"a folder/with a long name/{i:010d}.jpeg" for i in range(n))
-    monkeypatch.setattr(page, "arrange", lambda z, seed: z[:, :2])
+    monkeypatch.setattr(page, "arranged", lambda *_: (np.arange(100), z[:100, :2]))
     path = page.write(run_dir, Samples("noise", x, files=names, sha256="0"))
     assert 3_000_000 < path.stat().st_size < 6_000_000
 
@@ -135,22 +135,23 @@ def test_empty_clusters_and_vectors_have_a_page(
     q[:, 1] = 1
     np.savez(run_dir / "assignments.npz", q=q, z=np.zeros((120, 3), np.float32))
     (run_dir / "metrics.csv").unlink()
+    (run_dir / "map.npz").unlink()
     path = page.write(run_dir, Samples("vectors", torch.zeros(120, 7)))
     text = path.read_text()
     assert "120 vectors of 7" in text
     assert "<img" not in text
 
 
-def test_a_map_of_more_samples_than_are_arranged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "ARRANGED", 60)
-    rng = np.random.default_rng(0)
-    z = np.concatenate([rng.normal(0, 1, (100, 4)), rng.normal(50, 1, (100, 4))])
-    places = page.arrange(z.astype(np.float32), 0)
-    assert places.shape == (200, 2)
-    a, b = places[:100], places[100:]
-    apart = np.linalg.norm(a.mean(0) - b.mean(0))
-    spread = np.linalg.norm(a - a.mean(0), axis=1).max()
-    assert apart > 2 * spread
+def test_the_map_is_that_of_the_figures(made: tuple[DictConfig, Path]) -> None:
+    run_dir = made[1].parent
+    with np.load(run_dir / "assignments.npz") as stored:
+        z = stored["z"]
+    index, places = page.arranged(run_dir, z, seed=0)
+    (run_dir / "map.npz").rename(run_dir / "kept")
+    again = page.arranged(run_dir, z, seed=0)
+    (run_dir / "kept").rename(run_dir / "map.npz")
+    assert np.array_equal(index, again[0])
+    assert np.allclose(places, again[1])
 
 
 # --- neighbours

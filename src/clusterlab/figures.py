@@ -11,10 +11,12 @@ from torch import Tensor
 from clusterlab import curves, viz
 from clusterlab.callbacks import CenterHistory, EmbeddingHistory
 from clusterlab.data.samples import Samples, as_float
+from clusterlab.files import write_arrays
 from clusterlab.metrics import cluster_sizes, contingency
 from clusterlab.models.base import DeepClustering
 
 BEFORE = "before.npz"  # index (n,) and embedding z (n, d) of some samples before finetuning
+MAP = "map.npz"  # index (n,) and places (n, 2) of fewer of them on the map of the embedding
 PAGE = "report.html"
 SOME = 10_000  # samples that stand for all in what takes long
 TSNE_SAMPLES = 2000  # more only darkens the picture, and t-SNE takes minutes
@@ -57,6 +59,8 @@ def draw(
     centers = model.centers.detach().cpu()
     few, mapped = (some_of(len(samples), cfg.seed, n) for n in (10, TSNE_SAMPLES))
     y = samples.y
+    places = viz.tsne(z[mapped], cfg.seed)
+    write_arrays(folder.parent / MAP, {"index": mapped.numpy(), "places": places.numpy()})
 
     figures = {
         "embedding": viz.tsne_panels(
@@ -66,6 +70,7 @@ def draw(
             None if y is None else y[mapped],
             samples.class_names,
             cfg.seed,
+            places,
         ),
     }
     if samples.are_images:

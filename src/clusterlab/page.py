@@ -14,19 +14,20 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from sklearn.neighbors import NearestNeighbors
 
 from clusterlab import gallery, plots, viz
 from clusterlab.checks import build
 from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.figures import BEFORE, PAGE, some_of
+from clusterlab.figures import BEFORE, MAP, PAGE, TSNE_SAMPLES, some_of
 from clusterlab.files import write_atomically
 from clusterlab.loggers import read_csv
 from clusterlab.metrics import contingency, match
 from clusterlab.neighbours import neighbours
 
-ARRANGED = 3_000  # of them by t-SNE, the others beside their nearest
+Array = NDArray[Any]
 
 
 def write(run_dir: Path, samples: Samples) -> Path:
@@ -51,8 +52,11 @@ def write(run_dir: Path, samples: Samples) -> Path:
     sheet, side = gallery.picture_sheet(samples.x[mapped]) if samples.are_images else ("", (0, 0))
     rows = read_csv(run_dir / "metrics.csv") if (run_dir / "metrics.csv").exists() else []
     tolerance = record["config"]["phases"].get("finetune", {}).get("tolerance")
+    index, known = arranged(run_dir, z, seed)
+    places = beside(z[mapped], z[index], known)
+    places[np.isin(mapped, index)] = known
     drawn = {
-        "map": plots.embedding_map(arrange(z[mapped], seed), labels[mapped], mapped),
+        "map": plots.embedding_map(places, labels[mapped], mapped),
         "sizes": plots.size_bars(sizes),
         "confidence": plots.histogram(
             confidence, "Confidence", "largest q of a sample", np.linspace(0, 1, 21)
@@ -87,7 +91,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
             "label": labels[mapped].tolist(),
         },
         before=(run_dir / BEFORE).exists(),
-        arranged=min(ARRANGED, len(mapped)),
+        arranged=len(index),
         config=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
     )
     write_atomically(run_dir / PAGE, page.encode())
@@ -101,21 +105,37 @@ def _template(name: str) -> Any:
     return environment.get_template(name)
 
 
-def arrange(z: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """Return a map of embeddings ``(n, d)``, shape ``(n, 2)``, in less time than t-SNE of all.
+def arranged(run_dir: Path, z: Array, seed: int) -> tuple[Array, Array]:
+    """Return which samples t-SNE arranged, shape ``(n,)``, and where, shape ``(n, 2)``.
 
-    t-SNE arranges ``ARRANGED`` of them, and each other one comes to the middle of its three
-    nearest among those.
+    The run's figures were drawn from the same map; where there are none, it is made here.
     """
-    first = some_of(len(z), seed, ARRANGED)
-    points = torch.from_numpy(z).float()
-    arranged = viz.tsne(points[first], seed).double()
-    places = torch.empty(len(z), 2, dtype=torch.float64)
-    for part in torch.split(torch.arange(len(z)), 1000):
-        nearest = torch.cdist(points[part], points[first]).topk(min(3, len(first)), largest=False)
-        places[part] = arranged[nearest.indices].mean(1)
-    places[first] = arranged
-    return places.numpy()
+    if (run_dir / MAP).exists():
+        with np.load(run_dir / MAP) as stored:
+            return stored["index"], stored["places"]
+    index = some_of(len(z), seed, TSNE_SAMPLES)
+    return index.numpy(), viz.tsne(torch.from_numpy(z)[index], seed).numpy()
+
+
+def beside(z: Array, known: Array, places: Array) -> Array:
+    """Place embeddings on a map of others, in the middle of their three nearest.
+
+    Args:
+        z: The embeddings, shape ``(n, d)``.
+        known: Those on the map, shape ``(m, d)``.
+        places: Where these are, shape ``(m, 2)``.
+
+    Returns:
+        Shape ``(n, 2)``.
+
+    Example:
+        >>> known = np.array([[0.0], [1.0], [2.0], [9.0]])
+        >>> beside(np.array([[1.1]]), known, np.array([[0, 0], [3, 0], [0, 3], [50, 50]]))
+        array([[1., 1.]])
+    """
+    nearest = NearestNeighbors(n_neighbors=min(3, len(known))).fit(known)
+    middle: Array = places[nearest.kneighbors(z, return_distance=False)].mean(1)
+    return middle
 
 
 def _table(samples: Samples, labels: Any, n_clusters: int) -> dict[str, Any] | None:

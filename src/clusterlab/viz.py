@@ -177,6 +177,7 @@ def tsne_panels(
     y: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
+    places: Tensor | None = None,
 ) -> Figure:
     """Draw t-SNE maps before and after finetuning, coloured by cluster and by class.
 
@@ -189,6 +190,7 @@ def tsne_panels(
         y: Ground truth, shape ``(n,)``; ``None`` leaves the column of classes out.
         class_names: One name a class.
         seed: Seed of t-SNE.
+        places: The map of ``after``, shape ``(n, 2)``, if there is one already.
     """
     labels = labels.detach().cpu()
     numbers = torch.arange(int(labels.max()) + 1)
@@ -204,7 +206,7 @@ def tsne_panels(
     title = f"t-SNE of {len(after):,} embeddings"
     figure, grid = panel_grid(len(rows), len(columns), 4.2, 4.1, title)
     for panels, (when, z) in zip(grid, rows, strict=True):
-        points = tsne(z, seed).numpy()
+        points = (tsne(z, seed) if places is None or z is not after else places).numpy()
         for axes, (what, groups, colours) in zip(panels, columns, strict=True):
             _scatter(axes, points, groups.numpy(), colours.numpy())
             axes.set_title(f"{when}by {what}")
