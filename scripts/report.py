@@ -64,12 +64,13 @@ def main() -> None:
                 (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
                 for value, line in swept
             ]
-            told = [pair for pair in swept if (pair[1].published or {}).get("setting")]
-            if told:
-                points[f"{curve}, paper"] = [
-                    (value, {drawn[n]: (score, None) for n in SHORT if (score := line.theirs(n))})
-                    for value, line in told
-                ]
+            told = [
+                (value, {drawn[n]: (score, None) for n in SHORT if (score := line.theirs(n))})
+                for value, line in swept
+                if (line.published or {}).get("setting")
+            ]
+            if any(scores for _, scores in told):
+                points[f"{curve}, paper"] = told
         save(over_setting(setting, points), arguments.out / f"{setting}.png")
     if arguments.wandb:
         log_table(arguments.wandb, arguments.out, [numbers(line, arguments.also) for line in table])

@@ -357,6 +357,15 @@ def test_the_curve_over_a_setting_shows_means_and_bands() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dcec on usps"]
 
 
+def test_a_wide_setting_that_starts_at_zero_keeps_its_values_apart() -> None:
+    points = [(x, {"ACC": (50.0, None)}) for x in (0.0, 0.01, 0.1, 0.5)]
+    (axes,) = curves.over_setting("data.labelled", {"sdcec on usps": points}).axes
+    assert axes.get_xscale() == "symlog"
+    axes.figure.draw_without_rendering()
+    at = axes.transData.transform([(x, 50) for x in (0.0, 0.01, 0.1, 0.5)])[:, 0]
+    assert (np.diff(at) > 0.1 * (at[-1] - at[0])).all()
+
+
 # The program
 
 

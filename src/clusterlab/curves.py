@@ -170,7 +170,8 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
     size = math.ceil(len(names) / 2) or 1, min(2, len(names)) or 1
     figure, grid = panel_grid(*size, 4.2, 3, "" if names else "Runs without labels")
     values = sorted({x for points in curves.values() for x, _ in points})
-    wide = values[0] > 0 and values[-1] / values[0] > 20
+    least = min((x for x in values if x > 0), default=1)
+    wide = values[0] >= 0 and values[-1] / least > 20
     for axes, name in zip(grid.flat, names, strict=False):
         for (curve, points), colour in zip(curves.items(), cycle(PALETTE), strict=False):
             known = [(x, *scores[name]) for x, scores in points if name in scores]
@@ -178,8 +179,10 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
             spread = np.array([p[2] or 0 for p in known])
             axes.plot(x, y, marker="o", ms=4, color=colour, label=curve)
             axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
-        if wide:
+        if wide and values[0] > 0:
             axes.set_xscale("log")
+        elif wide:  # from zero
+            axes.set_xscale("symlog", linthresh=least)
         if len(values) <= 8:
             axes.set_xticks(values, [f"{x:g}" for x in values])
             axes.minorticks_off()
