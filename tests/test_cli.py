@@ -278,11 +278,6 @@ def broken(folder: Path) -> None:
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:50])
 
 
-def mixed(folder: Path) -> None:
-    image(folder / "a.png")
-    image(folder / "deep" / "b.png", 16, 20)
-
-
 def small(folder: Path) -> None:
     for name in "abc":
         image(folder / f"{name}.png", 16, 5)
@@ -294,7 +289,6 @@ def small(folder: Path) -> None:
         (lambda folder: (folder / "notes.txt").touch(), "got none among 1 files;"),
         (lambda folder: folder.rmdir(), "got nothing there;"),
         (broken, "b.png, got the error "),
-        (mixed, "got a.png 16x16 and deep/b.png 16x20; set data.size=32,"),
         (small, "Expected images of at least 8x8 pixels, got 16x5;"),
     ],
 )

@@ -156,6 +156,8 @@ KILLS = {
         (f"{TUNE}/phase.json", 1, "after"),
         ("run/metrics.csv", 1, "after"),
         ("run/assignments.npz", 1, "after"),
+        ("run/assignments.csv", 1, "after"),
+        ("run/before.npz", 1, "after"),
         ("run/result.json", 1, "after"),
     ],
     "before files": [
