@@ -142,6 +142,15 @@ def test_experiments_are_told_apart_by_name() -> None:
     assert differences([one, other]) == [{"experiment": "plain"}, {"experiment": "ours"}]
     third = swept(2.0, experiment="ours")
     assert [list(d) for d in differences([one, other, third])] == [["loss.gamma"]] * 3
+    # A name for what an experiment changes, beside a setting that is swept within one.
+    also = {"config.augment.flip": "0", "config.augment.turn": "10", "commit": "2" * 40}
+    first, second = swept(0.1, experiment="plain"), swept(1.0, experiment="plain")
+    third = swept(1.0, experiment="ours") | also
+    assert differences([first, second, third]) == [
+        {"loss.gamma": "0.1", "experiment": "plain"},
+        {"loss.gamma": "1.0", "experiment": "plain"},
+        {"loss.gamma": "1.0", "experiment": "ours"},
+    ]
 
 
 def test_of_two_papers_the_first_counts() -> None:

@@ -164,8 +164,9 @@ def _number(text: str) -> float:
 def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Say in what each of some runs differs from the others.
 
-    Experiments have names. Otherwise a value that others are derived from is named alone: of
-    settings that vary together, the one with the shortest name.
+    Experiments have names, which stand for all that varies with them. Otherwise a value that
+    others are derived from is named alone: of settings that vary together, the one with the
+    shortest name.
 
     Example:
         >>> a = {"config.loss.gamma": "0.1", "config.model.gamma": "0.1", "config.seed": "0"}
@@ -177,15 +178,23 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     if len(rows) > 1 and len(set(experiments)) == len(rows):
         return [{"experiment": name or "none"} for name in experiments]
     found: dict[tuple[int, ...], str] = {}
+    if all(experiments) and len(set(experiments)) > 1:
+        found[tuple(experiments.index(name) for name in experiments)] = "experiment"
     for name in sorted(settings, key=lambda name: (len(name), name)):
         values = [row.get(name, "") for row in rows]
         pattern = tuple(values.index(value) for value in values)
         if any(pattern):
             found.setdefault(pattern, name)
+
+    def told(names: Sequence[str]) -> int:
+        return len({tuple(row.get(name, "") for name in names) for row in rows})
+
     names = sorted(found.values())
-    for name in SAME:
-        digests = {row.get(name, "") for row in rows}
-        if len(digests) > 1 and not (name == "settings_sha256" and names):
+    others = [name for name in names if name != "experiment"]
+    if told(others) == told(names):
+        names = others
+    for name in SAME:  # where those leave rows that differ in it without a difference
+        if told([*names, name]) > told(names):
             names.append(name)
     return [{n.removeprefix(CONFIG): short(n, row.get(n, "")) for n in names} for row in rows]
 
