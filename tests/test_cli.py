@@ -268,6 +268,16 @@ def test_n_clusters_missing_without_labels(
     assert files(work) == set()
 
 
+@pytest.mark.parametrize("size", ["0", "abc", "null"])
+def test_a_bad_batch_size_of_own_data(
+    commands: Commands, work: Path, little_npz: Path, size: str
+) -> None:
+    asked = ("data=npz", f"data.path={little_npz}", f"data.batch_size={size}")
+    line = refusal(commands.run(*asked, cwd=work))
+    assert "Expected a batch size from 1 to the 200 samples of little, got" in line
+    assert line.endswith("set data.batch_size.")
+
+
 def image(path: Path, height: int = 16, width: int = 16) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((height, width), 7, np.uint8)).save(path)

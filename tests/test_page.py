@@ -1,6 +1,7 @@
 """The page of a run: what it holds, and how it behaves in a real browser."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ from bokeh.resources import Resources
 from omegaconf import DictConfig
 
 from clusterlab import gallery, page
+from clusterlab.centers import agreement
 from clusterlab.data.samples import Samples
 from clusterlab.neighbours import neighbours, valley
 from clusterlab.training import run
@@ -142,6 +144,59 @@ def test_empty_clusters_and_vectors_have_a_page(
     assert "<img" not in text
 
 
+def test_some_samples_stand_for_all_under_their_own_numbers(
+    made: tuple[DictConfig, Path], tmp_path: Path
+) -> None:
+    """Every second sample was kept from before finetuning, every third is on the map."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(made[1].parent, run_dir)
+    labels = np.repeat([0, 1, 2, 3], 30)
+    q = np.full((120, 4), 0.1, np.float32)
+    q[np.arange(120), labels] = 0.7
+    z = np.eye(4, dtype=np.float32)[labels] * 50 + normal(0, 0, 120)[:, :1]
+    np.savez(run_dir / "assignments.npz", q=q, z=z)
+    before = np.random.default_rng(0).normal(0, 0.1, (60, 2))
+    before[:, 0] += np.array([0, 0.1, 30, 60])[labels[::2]]  # clusters 0 and 1 lie together
+    np.savez(run_dir / "before.npz", index=np.arange(0, 120, 2), z=before)
+    np.savez(run_dir / "map.npz", index=np.arange(0, 120, 3), places=z[::3, :2])
+    y = torch.from_numpy(np.where(labels == 3, 2, labels))  # of three classes one was cut in two
+    names = tuple(f"file {i}" for i in range(120))
+    samples = Samples("known", torch.zeros(120, 3), y, names, ("cat", "</script>", "eel"))
+    text = page.write(run_dir, samples).read_text()
+    cards = text[text.index('<section id="neighbours">') : text.index('<section id="curves">')]
+    assert re.findall(r"Clusters (\d) and (\d)", cards) == [("0", "1")]
+    shown = [int(i) for i in re.findall(r'title="file (\d+)"', cards)]
+    assert len(shown) == 8
+    assert all(i % 2 == 0 and i < 60 for i in shown)
+    table = text[text.index('<section id="confusion">') : text.index('<section id="run">')]
+    cells = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
+    counts = {name: re.findall(r">([\d,]*)</td>", row) for name, row in cells}
+    assert counts == {
+        "cat": ["30", "", "", ""],
+        "&lt;/script&gt;": ["", "30", "", ""],
+        "eel": ["", "", "30", "30"],
+    }
+
+
+def test_two_hundred_clusters_stay_under_six_megabytes(
+    made: tuple[DictConfig, Path], tmp_path: Path
+) -> None:
+    run_dir, n = tmp_path / "run", 2_000
+    shutil.copytree(made[1].parent, run_dir)
+    record = json.loads((run_dir / "result.json").read_text())
+    record |= {"n_samples": n, "n_clusters": 200}
+    (run_dir / "result.json").write_text(json.dumps(record))
+    rng = np.random.default_rng(0)
+    q, z = np.eye(200, dtype=np.float32)[np.arange(n) % 200], rng.normal(size=(n, 5))
+    np.savez(run_dir / "assignments.npz", q=q, z=z.astype(np.float32))
+    np.savez(run_dir / "map.npz", index=np.arange(n), places=z[:, :2])
+    (run_dir / "before.npz").unlink()
+    x = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8)
+    path = page.write(run_dir, Samples("noise", x, sha256="0"))
+    assert path.stat().st_size < 6_000_000
+    assert path.read_text().count("<img") >= 600
+
+
 def test_the_map_is_that_of_the_figures(made: tuple[DictConfig, Path]) -> None:
     run_dir = made[1].parent
     with np.load(run_dir / "assignments.npz") as stored:
@@ -180,7 +235,46 @@ def test_a_cluster_cut_in_two_is_found() -> None:
     assert (labels[pair.between] == [0, 0, 0, 0, 1, 1, 1, 1]).all()
 
 
+def test_a_small_cluster_beside_a_large_one_is_separate() -> None:
+    for seed in range(5):
+        assert valley(normal(seed, 0, 1000), normal(seed + 9, 5, 10)) < 0.3
+
+
+def test_all_parts_of_a_cluster_are_looked_at() -> None:
+    """Samples are sorted by their folders: the first ones may be of one part alone."""
+    near, far = normal(0, 0, 1000), normal(1, 30, 1000)
+    other = normal(2, 27, 1000)  # beside the second part, without a gap
+    z = np.concatenate([near, far, other])
+    labels = np.repeat([0, 0, 1], 1000)
+    (pair,) = neighbours(z, labels, 2, n_most=100)
+    assert pair.valley > 0.5
+    assert all(i >= 1000 for i in pair.between)
+
+
 # --- scripts/page.py
+
+
+def test_data_that_changed_is_refused_and_others_go_on(
+    made: tuple[DictConfig, Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    for name in ("a#b", "c"):
+        shutil.copytree(made[1].parent, tmp_path / "x" / name)
+        (tmp_path / "x" / name / "report.html").unlink()
+    result = tmp_path / "x" / "c" / "result.json"
+    record = json.loads(result.read_text())
+    result.write_text(json.dumps({**record, "data_sha256": "another"}))
+    monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "x")])
+    page.main()
+    assert "c was made with, got other data; put it back" in capsys.readouterr().err
+    text = (tmp_path / "x" / "index.html").read_text()
+    assert re.findall(r'href="(.*?html)"', text) == ["./a%23b/report.html"]
+    monkeypatch.setattr(sys, "argv", ["page.py", str(result.parent)])
+    with pytest.raises(SystemExit):
+        page.main()
 
 
 def test_a_folder_of_runs_has_an_index(
@@ -194,9 +288,9 @@ def test_a_folder_of_runs_has_an_index(
     monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "x")])
     page.main()
     text = (tmp_path / "x" / "index.html").read_text()
-    assert re.findall(r'href="(seed=\d/report.html)"', text) == [
-        "seed=0/report.html",
-        "seed=1/report.html",
+    assert re.findall(r'href="(.*?html)"', text) == [
+        "./seed%3D0/report.html",
+        "./seed%3D1/report.html",
     ]
     assert (tmp_path / "x" / "seed=1" / "report.html").stat().st_size > 1_000_000
 
@@ -213,6 +307,35 @@ def test_a_finished_run_without_its_page_gets_it(made: tuple[DictConfig, Path]) 
     path.unlink()
     run(cfg)
     assert path.exists()
+
+
+def test_names_that_are_no_text_reach_the_end(tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = tmp_path / "in"
+    root.mkdir()
+    for i in range(20):
+        x = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(x).save(root / f"{i}.png")
+    try:
+        (root / "7.png").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("a file system of text names alone")
+    asked = ("data=folder", f"data.path={root}", "n_clusters=2", "model=kmeans")
+    cfg = composed(tmp_path, *asked)
+    run(cfg)
+    table = (Path(cfg.run_dir) / "assignments.csv").read_bytes()
+    assert b",caf\xe9.png," in table
+    assert "caf" in (Path(cfg.run_dir) / "report.html").read_text()
+
+
+def test_the_record_says_how_far_two_halves_agree(made: tuple[DictConfig, Path]) -> None:
+    record = json.loads((made[1].parent / "result.json").read_text())["label_free"]
+    with np.load(made[1].parent / "before.npz") as stored:
+        found = agreement(torch.from_numpy(stored["z"]), 4, seed=0)
+    assert record["agreement"] == pytest.approx(sum(found) / len(found))
+    told = [line.split(":")[0] for line in record["trouble"]]
+    assert ("Unstable" in told) == (record["agreement"] < 0.6)
 
 
 # --- in a browser

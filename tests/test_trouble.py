@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clusterlab.trouble import change_trouble, size_trouble, spread_trouble, structure_trouble
+from clusterlab.trouble import change_trouble, kind, size_trouble, spread_trouble, structure_trouble
 
 
 def test_no_trouble_with_sizes_as_uneven_as_real_data():
@@ -88,3 +88,31 @@ def test_labels_that_still_change_are_told(change: float | None, reason: str, to
 def test_unstable_clusters_are_told():
     assert structure_trouble(None) == structure_trouble(0.6) == []
     assert "agree by 0.59 only" in structure_trouble(0.59)[0]
+
+
+def test_many_dimensions_are_measured_by_the_samples():
+    """Of 5 samples in 3,000 dimensions; the same numbers as from the covariance."""
+    z = torch.linspace(-1, 1, 5)[:, None] * torch.ones(1, 3000) + 0.001 * torch.randn(5, 3000)
+    (message,) = spread_trouble(z)
+    assert message.startswith("Flat: the embedding uses 1.0 of its 3000 dimensions.")
+    assert spread_trouble(torch.randn(50, 3000)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "same", "new"),
+    [
+        (
+            "Collapsed: cluster 3 (199 of 203 samples). Try",
+            "Collapsed: cluster 3 (1,200 of 1,203 samples). Try",
+            "Collapsed: cluster 1 (199 of 203 samples). Try",
+        ),
+        ("Empty: cluster 0. Try", "Empty: cluster 0. Try", "Empty: cluster 0, 1. Try"),
+        (
+            "Flat: the embedding uses 1.1 of",
+            "Flat: the embedding uses 1.0 of",
+            "Spread lost: embed",
+        ),
+    ],
+)
+def test_a_finding_is_new_when_its_clusters_are(line: str, same: str, new: str):
+    assert kind(line) == kind(same) != kind(new)

@@ -63,12 +63,14 @@ def test_wheel_holds_package_and_configs(wheel: Path) -> None:
         wanted = {f"{prefix}/{path.relative_to(folder)}" for path in folder.rglob(pattern)}
         assert len(wanted) > 10
         assert wanted <= names
+    assert {f"clusterlab/templates/{name}.html.j2" for name in ("report", "index")} <= names
     strangers = {name for name in names if not name.startswith(("clusterlab/", "clusterlab-"))}
     assert not strangers
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert "Requires-Dist: torch" in text
     assert "clusterlab = clusterlab.cli:main" in scripts
     assert "clusterlab-predict = clusterlab.predict:main" in scripts
+    assert "clusterlab-page = clusterlab.page:main" in scripts
     assert "clusterlab-scan = clusterlab.scan:main" in scripts
 
 

@@ -127,7 +127,7 @@ class DeepClusterer(
             with np.load(Path(cfg.run_dir) / "assignments.npz") as file:
                 self.labels_, self.soft_labels_ = file["label"], file["q"]
                 self.embedding_ = file["z"]
-        self.cluster_centers_ = model.centers.detach().numpy()
+        self.cluster_centers_ = model.centers.detach().numpy().copy()
         phase = phases.get("finetune", phases[list(phases)[-1]])
         self.n_iter_ = phase["steps"] if "finetune" in phases else 0
         self.stop_reason_ = phase["stop_reason"]

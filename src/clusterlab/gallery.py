@@ -16,7 +16,7 @@ from clusterlab.data.samples import Samples, as_float
 
 SIDE = 96  # at most, of a picture in the lists
 SHEET_SIDES = (28, 20, 14)  # of one on the map's sheet, smaller where the sheet would be too large
-PICTURES = 480  # in the lists of all clusters together, at most
+PICTURES = 480  # in the lists of all clusters together, at most; one in each, however many
 # Bytes of all of either: with base64, plotting library and names, 10,000 images stay under 6 MB.
 SHEET_BYTES, LIST_BYTES = 1_900_000, 900_000
 
@@ -50,12 +50,13 @@ class Cluster:
 
 def _pixels(x: Tensor, side: int) -> list[Image.Image]:
     """Return images ``(n, C, H, W)`` as Pillow has them, none larger than ``side``."""
-    pixels = (as_float(x) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    images = [
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels
-    ]
-    for image in images:
+    images = []
+    for one in x:  # the whole set as numbers would take four times its memory
+        pixels = one if one.dtype == torch.uint8 else (one * 255).round().to(torch.uint8)
+        array = pixels.permute(1, 2, 0).numpy()
+        image = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
         image.thumbnail((side, side))
+        images.append(image)
     return images
 
 
@@ -95,8 +96,17 @@ def picture_sheet(x: Tensor) -> tuple[str, tuple[int, int]]:
     return "", (0, 0)
 
 
+def most_bytes(n_clusters: int) -> int:
+    """Return how large a picture in the lists may be, so that all are within ``LIST_BYTES``."""
+    return LIST_BYTES // max(PICTURES, 3 * n_clusters)
+
+
 def shown(
-    samples: Samples, index: Sequence[int], names: Sequence[str], confidence: Any = None
+    samples: Samples,
+    index: Sequence[int],
+    names: Sequence[str],
+    most: int,
+    confidence: Any = None,
 ) -> list[Shown]:
     """Return samples with their names and pictures; with the confidence of all, that of each.
 
@@ -104,14 +114,15 @@ def shown(
         samples: The data.
         index: Which samples.
         names: One name a sample.
+        most: Bytes of a picture, at most.
         confidence: Largest q of every sample, shape ``(N,)``, or ``None``.
     """
     pictures, notes = [""] * len(index), [""] * len(index)
     if samples.are_images and len(index):
         for i, image in enumerate(_pixels(samples.x[list(index)], SIDE)):
-            while (picture := _encoded(image, LIST_BYTES // PICTURES)) is None:
+            while (picture := _encoded(image, most)) is None and max(image.size) > 8:
                 image = image.reduce(2)
-            pictures[i] = picture
+            pictures[i] = picture or ""
     if confidence is not None:
         notes = [f"q {confidence[i]:.2f}" for i in index]
     return [Shown(i, names[i], p, n) for i, p, n in zip(index, pictures, notes, strict=True)]
@@ -127,7 +138,8 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
         names: One name a sample.
     """
     labels, confidence = q.argmax(1), q.max(1)
-    n = max(3, min(10, PICTURES // (3 * q.shape[1])))
+    n = max(1, min(10, PICTURES // (3 * q.shape[1])))
+    most = most_bytes(q.shape[1])
     described = []
     for k in range(q.shape[1]):
         members = np.flatnonzero(labels == k)
@@ -155,7 +167,7 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
                 colour=colour,
                 shape=shape,
                 lists={
-                    title: shown(samples, chosen.tolist(), names, confidence)
+                    title: shown(samples, chosen.tolist(), names, most, confidence)
                     for title, chosen in lists.items()
                 },
                 classes=[c for c in classes if c[1] > 0],

@@ -1,6 +1,7 @@
 """A run inside a program: its Hydra, messages, random states and Ctrl-C stay as they were."""
 
 import logging
+import os
 import random
 import re
 import signal
@@ -66,7 +67,8 @@ def messages(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Leave the program's random states and its Ctrl-C as they are found."""
+    """Leave the program's random states, Lightning's seed and its Ctrl-C as they are found."""
+    seeds = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     legacy = check_random_state(None)  # numpy.random's own
     states, on_interrupt = (random.getstate(), legacy.get_state()), signal.getsignal(signal.SIGINT)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -78,3 +80,6 @@ def isolated() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             legacy.set_state(states[1])
+            for name, value in seeds.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}

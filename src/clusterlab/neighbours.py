@@ -19,8 +19,8 @@ class Neighbours:
     Args:
         a: One cluster.
         b: The other, of a higher number.
-        valley: Least density between their means, as a share of that at the lower of them: 1 and
-            more where there is no gap at all, 0 where nothing lies between.
+        valley: Least density between their means, as a share of that at the lower of them: 1
+            where there is no gap at all, 0 where nothing lies between.
         between: Samples nearest to the border, those of a first.
     """
 
@@ -40,7 +40,7 @@ def valley(side_a: Array, side_b: Array) -> float:
         side_b: Of the other, shape ``(m, d)``, at least two.
 
     Returns:
-        The least density between the means over that at the lower one.
+        The least density between the means over that at the lower one, from 0 to 1.
 
     Example:
         >>> x = np.sort(np.random.default_rng(0).normal(0, 1, (500, 1)), axis=0)
@@ -56,7 +56,8 @@ def valley(side_a: Array, side_b: Array) -> float:
     weights = np.repeat([1 / len(side_a), 1 / len(side_b)], [len(side_a), len(side_b)])
     at = (both - side_a.mean(0)) @ axis / length  # 0 at one mean, 1 at the other
     narrow = np.sqrt(max(np.var(at[: len(side_a)]), np.var(at[len(side_a) :])))
-    width = max(narrow, 1e-3) * len(at) ** -0.2 / max(at.std(), 1e-12)
+    spread = float(np.cov(at, aweights=weights)) ** 0.5  # by which the kernel's width is counted
+    width = max(narrow, 1e-3) * len(at) ** -0.2 / max(spread, 1e-12)
     density = gaussian_kde(at, bw_method=width, weights=weights)(np.linspace(0, 1, 101))
     return float(density.min() / min(density[0], density[-1]))
 
@@ -77,12 +78,13 @@ def neighbours(
         n_clusters: K.
         n_pairs: Most pairs to return.
         n_between: Samples of each side to name, of those nearest to the border.
-        n_most: Samples of a cluster to look at, the first ones.
+        n_most: Samples of a cluster to look at, evenly chosen.
 
     Returns:
         Pairs whose valley is at least ``GAP``. Each cluster is compared with its three nearest.
     """
-    members = [np.flatnonzero(labels == k)[:n_most] for k in range(n_clusters)]
+    members = [np.flatnonzero(labels == k) for k in range(n_clusters)]
+    members = [m[np.linspace(0, len(m) - 1, min(len(m), n_most)).astype(int)] for m in members]
     present = [k for k in range(n_clusters) if len(members[k]) > 1]
     means = {k: z[members[k]].mean(0) for k in present}
     pairs = set()

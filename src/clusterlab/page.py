@@ -20,7 +20,7 @@ from clusterlab import gallery, plots, viz
 from clusterlab.checks import build
 from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples
-from clusterlab.errors import exit_on_error, problem
+from clusterlab.errors import UserError, exit_on_error, problem
 from clusterlab.figures import BEFORE, MAP, PAGE, TSNE_SAMPLES, some_of
 from clusterlab.files import write_atomically
 from clusterlab.loggers import read_csv
@@ -65,12 +65,15 @@ def write(run_dir: Path, samples: Samples) -> Path:
     curves = plots.learning_curves(panels_of(rows), tolerance)
     drawn |= {f"curve{i}": plot for i, plot in enumerate(curves)}
     script, divs = components(drawn)
-    pairs = neighbours(z, labels, n_clusters)
+    at, start = np.arange(len(z)), z
     if (run_dir / BEFORE).exists():  # finetuning opens gaps, also through the middle of a class
         with np.load(run_dir / BEFORE) as stored:
-            at = stored["index"]
-            pairs = neighbours(stored["z"], labels[at], n_clusters)
-        pairs = [replace(pair, between=at[pair.between].tolist()) for pair in pairs]
+            at, start = stored["index"], stored["z"]
+    pairs = [
+        replace(pair, between=at[pair.between].tolist())
+        for pair in neighbours(start, labels[at], n_clusters)
+    ]
+    most = gallery.most_bytes(n_clusters)
     page = _template("report.html.j2").render(
         record=record,
         samples=samples,
@@ -79,7 +82,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
         divs=divs,
         curves=len(curves),
         clusters=gallery.clusters_of(samples, z, q, names),
-        pairs=[(pair, gallery.shown(samples, pair.between, names)) for pair in pairs],
+        pairs=[(pair, gallery.shown(samples, pair.between, names, most)) for pair in pairs],
         table=_table(samples, labels, n_clusters),
         sheet=sheet,
         details={
@@ -94,7 +97,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
         arranged=len(index),
         config=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
     )
-    write_atomically(run_dir / PAGE, page.encode())
+    write_atomically(run_dir / PAGE, page.encode(errors="replace"))  # of file names in bytes
     return run_dir / PAGE
 
 
@@ -172,12 +175,26 @@ def runs_in(folder: Path) -> list[Path]:
     return finished
 
 
+def data_of(run_dir: Path) -> Samples:
+    """Load the data that a run was made with.
+
+    Raises:
+        UserError: If it is not there any more, or not the same.
+    """
+    record = json.loads((run_dir / "result.json").read_text())
+    samples: Samples = build(OmegaConf.create(record["config"]).data.source)
+    if samples.sha256 != record["data_sha256"]:
+        raise problem(f"the data that {run_dir} was made with", "other data", "put it back")
+    return samples
+
+
 def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Write ``index.html`` of a folder of runs, which compares them and links to their pages."""
     rows: list[Mapping[str, Any]] = []
     for run in runs:
         record = json.loads((run / "result.json").read_text())
-        rows.append({"link": (run / PAGE).relative_to(folder).as_posix(), **record})
+        name = run.relative_to(folder).as_posix()
+        rows.append({"name": name, "paged": (run / PAGE).exists(), **record})
     page = _template("index.html.j2").render(title=folder.resolve().name, rows=rows)
     write_atomically(folder / "index.html", page.encode())
     return folder / "index.html"
@@ -190,11 +207,15 @@ def main() -> None:
             raise problem("page.py <run or folder of runs>", " ".join(sys.argv[1:]), "give one")
         folder = Path(sys.argv[1])
         runs = runs_in(folder)
+        if runs == [folder]:
+            print(write(folder, data_of(folder)))
+            return
         for run in runs:
-            cfg = OmegaConf.create(json.loads((run / "result.json").read_text())["config"])
-            print(write(run, build(cfg.data.source)))
-        if runs != [folder]:
-            print(write_index(folder, runs))
+            try:
+                print(write(run, data_of(run)))
+            except UserError as error:  # the others have their pages all the same
+                print(f"No page of {run}: {error}", file=sys.stderr)
+        print(write_index(folder, runs))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def write_predictions(
     for i, (label, row) in enumerate(zip(labels.tolist(), q.tolist(), strict=True)):
         name = [files[i]] if files else []
         writer.writerow([i, *name, label, *(f"{value:.6g}" for value in row)])
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))  # names as they are
 
 
 def _size(shape: tuple[int, ...] | torch.Size) -> str:

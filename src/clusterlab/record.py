@@ -17,7 +17,7 @@ from clusterlab.metrics import (
     score,
     silhouette,
 )
-from clusterlab.trouble import size_trouble, spread_trouble
+from clusterlab.trouble import size_trouble
 
 
 def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None
             "confidence": mean_confidence(q),
             "entropy": assignment_entropy(q),
             "cluster_sizes": sizes.tolist(),
-            "trouble": size_trouble(sizes) + spread_trouble(z),
+            "trouble": size_trouble(sizes),
         },
     }
 

@@ -49,7 +49,9 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
     asked = [*overrides, f"n_clusters={fewest}", "figures=false"]
     asked += [] if "model" in given else ["model=cae_kmeans"]
     cfg = composed(asked)
-    if OmegaConf.is_interpolation(cfg.network, "embedding_dim"):
+    if cfg.model_name == "spectral":  # as many dimensions as clusters
+        raise problem("an embedding that does not depend on K", "spectral", "set model=cae_kmeans")
+    if "embedding_dim" in cfg.network and OmegaConf.is_interpolation(cfg.network, "embedding_dim"):
         asked.append(f"network.embedding_dim={EMBEDDING_DIM}")
         cfg = composed(asked)
     if trained := [str(name) for name in cfg.phases if name != "pretrain" and cfg.phases[name]]:

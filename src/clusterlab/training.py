@@ -58,7 +58,7 @@ from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
-from clusterlab.trouble import change_trouble, structure_trouble
+from clusterlab.trouble import change_trouble, spread_trouble, structure_trouble
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,6 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         samples = build(cfg.data.source)
     assert samples is not None
     fit_to_data(cfg, samples)
-    check_phases(cfg.phases)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     told: dict[str, Tensor] = {}  # to models that learn from some labels
     if "labelled" in cfg.data:
@@ -91,6 +90,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         told["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
         samples = replace(samples, known=told["known"])
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
+    check_phases(cfg.phases)
     seed_everything(cfg.seed, verbose=False)
     cfg.network = network_for(cfg.network, samples)
     if not samples.are_images:
@@ -196,11 +196,12 @@ def train_and_evaluate(
         PhaseFolder(run_dir / last).load(model, last)
         write_arrays(run_dir / BEFORE, {"index": some.numpy(), "z": start.numpy()})
     scores = evaluate(z, q, samples.y, samples.known)
-    mean_agreement = None
-    if len(some) >= 2 * cfg.n_clusters:
+    mean_agreement, trained = None, any(phase["steps"] for phase in phases.values())
+    if trained and len(some) >= 2 * cfg.n_clusters:
         found = agreement(z[some] if start is None else start, cfg.n_clusters, cfg.seed)
         mean_agreement = sum(found) / len(found)
     trouble = [
+        *(spread_trouble(z) if trained else ()),
         *change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"]),
         *structure_trouble(mean_agreement),
     ]

@@ -1,5 +1,7 @@
 """What is wrong with a clustering, told without labels: each finding has a name and an advice."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -53,16 +55,17 @@ def spread_trouble(z: Tensor) -> list[str]:
     """Name an embedding whose samples lie in nearly one place, or on a line.
 
     Args:
-        z: Embeddings, shape ``(N, d)``.
+        z: Embeddings that were trained, shape ``(N, d)``; of many, every so many-th is looked at.
 
     Example:
         >>> spread_trouble(torch.tensor([[1.0, 1.0], [1.0, 1.001], [1.001, 1.0]]))[0][:12]
         'Spread lost:'
     """
-    z = z.double()
-    mean = z.mean(0)
-    covariance = (z - mean).T @ (z - mean) / len(z)
-    variance, length = covariance.trace(), z.square().sum(1).mean()
+    z = z[:: max(1, len(z) // 2000)].cpu().double()  # on no device that has no float64
+    length = z.square().sum(1).mean()
+    z = z - z.mean(0)
+    covariance = (z.T @ z if len(z) > z.shape[1] else z @ z.T) / len(z)  # of equal eigenvalues
+    variance = covariance.trace()
     advice = "Try longer pretraining, a smaller gamma, or reconstruction in the finetune phase."
     if variance <= LOST_SPREAD**2 * length:
         share = float((variance / length.clamp(min=1e-300)).sqrt())
@@ -73,6 +76,21 @@ def spread_trouble(z: Tensor) -> list[str]:
         text = f"Flat: the embedding uses {dimensions:.1f} of its {z.shape[1]} dimensions."
         return [f"{text} {advice}"]
     return []
+
+
+def kind(line: str) -> str:
+    """Return what a finding is about, without its counts, to tell whether it is a new one.
+
+    Example:
+        >>> kind("Dominating: cluster 4 (5,077 of 10,000 samples). If no kind ...")
+        'Dominating: cluster 4'
+        >>> kind("Flat: the embedding uses 1.1 of its 10 dimensions. Try ...")
+        'Flat'
+    """
+    name, _, rest = line.partition(":")
+    if not rest.startswith(" cluster"):
+        return name
+    return re.sub(r" \([^)]*\)", "", line).split(".")[0]
 
 
 def change_trouble(change: float | None, stop_reason: str) -> list[str]:
@@ -96,8 +114,8 @@ def structure_trouble(agreement: float | None) -> list[str]:
     """Name data in which halves of the samples suggest different clusters.
 
     Args:
-        agreement: Mean adjusted Rand index between clusterings of two halves, before finetuning,
-            see ``centers.agreement``; ``None`` where it was not measured.
+        agreement: Mean adjusted Rand index between clusterings of two halves, before finetuning
+            where there is one, see ``centers.agreement``; ``None`` where it was not measured.
 
     Example:
         >>> structure_trouble(0.31)[0][:70]

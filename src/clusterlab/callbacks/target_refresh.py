@@ -17,7 +17,7 @@ from clusterlab.metrics import (
     score,
 )
 from clusterlab.models.base import DeepClustering
-from clusterlab.trouble import size_trouble, spread_trouble
+from clusterlab.trouble import kind, size_trouble, spread_trouble
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +127,10 @@ class TargetRefresh(Callback):
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
     def _tell(self, trouble: list[str]) -> None:
-        """Warn of what has a name that the last refresh had not: numbers change at each."""
-        known = {line.split(":")[0] for line in self.trouble}
+        """Warn of what the last refresh had not: counts change at each."""
+        known = {kind(line) for line in self.trouble}
         for line in trouble:
-            if line.split(":")[0] not in known:
+            if kind(line) not in known:
                 log.warning("step %d: %s", self.refreshed_at, line)
         self.trouble = trouble
 

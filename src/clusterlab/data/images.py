@@ -45,7 +45,7 @@ def folder(
 
     Hidden files are passed over. EXIF orientation is applied, transparency dropped, 16 bits are
     scaled to 8, and of an animation the first frame is taken. The decoded images are kept in one
-    file, and taken from there as long as no file of the folder changes.
+    file, and taken from there as long as no file of the folder changes; then another one is made.
 
     Args:
         path: Folder of png, jpg, jpeg, bmp, gif, tif, tiff or webp files.
@@ -77,7 +77,7 @@ def folder(
     stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in _stats(root, files)]
     asked = [FORMAT, str(root.resolve()), stamps, side, channels, skip_broken]
     prepared = kept_in / f"{settings_digest(asked)[:32]}.npz"
-    if prepared.exists():
+    if _is_there(prepared):
         arrays = read_arrays(prepared, ["x", "files"], (), "delete it: it is made again")
         x, kept = arrays["x"], arrays["files"].tolist()
         log.info("The folder's images, decoded before, come from %s.", prepared)
@@ -93,6 +93,13 @@ def folder(
     return Samples(
         name or root.resolve().name, torch.from_numpy(x), y, tuple(kept), names, skipped=skipped
     )
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # in a folder that may not be entered
+        return False
 
 
 def _stats(root: Path, files: list[str]) -> Iterator[tuple[str, os.stat_result]]:
