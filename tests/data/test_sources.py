@@ -694,6 +694,10 @@ def test_the_second_time_nothing_is_decoded(
     )
     images.folder(str(folder), channels=3, skip_broken=True, cache=cache)
     assert len(calls) == 3  # other pixels: decoded anew, the first file also for its shape
+    assert len(list(Path(cache).iterdir())) == 2
+    picture(folder / "a" / "3.png", grey())
+    assert len(images.folder(str(folder), skip_broken=True, cache=cache)) == 3
+    assert len(list(Path(cache).iterdir())) == 2  # one for grey, in place of the older, one for RGB
     picture(folder / "a" / "2.png", grey(h=5))
     with pytest.raises(UserError, match="images of one size"):
         images.folder(str(folder), size=None, skip_broken=True, cache=cache)

@@ -45,7 +45,8 @@ def folder(
 
     Hidden files are passed over. EXIF orientation is applied, transparency dropped, 16 bits are
     scaled to 8, and of an animation the first frame is taken. The decoded images are kept in one
-    file, and taken from there as long as no file of the folder changes; then another one is made.
+    file, and taken from there as long as no file of the folder changes; then another one takes its
+    place.
 
     Args:
         path: Folder of png, jpg, jpeg, bmp, gif, tif, tiff or webp files.
@@ -74,9 +75,9 @@ def folder(
     if labels:
         folder_labels(files, root)  # says what is wrong before hours of decoding
     kept_in = Path(cache).expanduser() if cache else os_cache("clusterlab") / "folders"
-    stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in _stats(root, files)]
-    asked = [FORMAT, str(root.resolve()), stamps, side, channels, skip_broken]
-    prepared = kept_in / f"{settings_digest(asked)[:32]}.npz"
+    asked = settings_digest([FORMAT, str(root.resolve()), side, channels, skip_broken])[:16]
+    state = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in _stats(root, files)]
+    prepared = kept_in / f"{asked}-{settings_digest(state)[:16]}.npz"
     if _is_there(prepared):
         arrays = read_arrays(prepared, ["x", "files"], (), "delete it: it is made again")
         x, kept = arrays["x"], arrays["files"].tolist()
@@ -86,6 +87,9 @@ def folder(
         try:
             kept_in.mkdir(parents=True, exist_ok=True)
             write_arrays(prepared, {"x": x, "files": np.array(kept)}, compressed=False)
+            for older in kept_in.glob(f"{asked}-*.npz"):
+                if older != prepared:  # of the same folder, before a file of it changed
+                    older.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The decoded images cannot be kept for the next run: %s.", error)
     skipped = tuple(sorted(set(files) - set(kept)))
