@@ -353,6 +353,25 @@ def commands(_commands: Commands, tmp_path: Path) -> Commands:
     return _commands
 
 
+@pytest.fixture
+def called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call a program in this process; return its exit code and what it printed."""
+
+    def call(main: Callable[[], None], *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
 class KilledError(Exception):
     """Stands for the end of a process."""
 

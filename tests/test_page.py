@@ -58,6 +58,14 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DictCo
     return cfg, Path(cfg.run_dir) / "report.html"
 
 
+def copied(run_dir: Path, to: Path, **changes: Any) -> Path:
+    """Copy a run, and change what its record says."""
+    shutil.copytree(run_dir, to)
+    record = json.loads((to / "result.json").read_text())
+    (to / "result.json").write_text(json.dumps(record | changes))
+    return to
+
+
 def without_library(text: str) -> str:
     """Leave out the plotting library, whose text has addresses and tags of its own."""
     library = Resources(mode="inline", components=["bokeh"]).render_js()
@@ -88,11 +96,8 @@ def test_ten_thousand_noisy_images_stay_under_six_megabytes(
     made: tuple[DictConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Noise in colour compresses worst; arranging it is another test's matter."""
-    run_dir, n = tmp_path / "run", 10_000
-    shutil.copytree(made[1].parent, run_dir)
-    record = json.loads((run_dir / "result.json").read_text())
-    record |= {"n_samples": n, "n_clusters": 10}
-    (run_dir / "result.json").write_text(json.dumps(record))
+    n = 10_000
+    run_dir = copied(made[1].parent, tmp_path / "run", n_samples=n, n_clusters=10)
     rng = np.random.default_rng(0)
     q = rng.dirichlet(np.ones(10), n).astype(np.float32)
     z = rng.normal(size=(n, 10)).astype(np.float32)
@@ -131,8 +136,7 @@ def test_lists_name_the_right_samples() -> None:
 def test_empty_clusters_and_vectors_have_a_page(
     made: tuple[DictConfig, Path], tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(made[1].parent, run_dir)
+    run_dir = copied(made[1].parent, tmp_path / "run")
     q = np.zeros((120, 4), np.float32)
     q[:, 1] = 1
     np.savez(run_dir / "assignments.npz", q=q, z=np.zeros((120, 3), np.float32))
@@ -148,8 +152,7 @@ def test_some_samples_stand_for_all_under_their_own_numbers(
     made: tuple[DictConfig, Path], tmp_path: Path
 ) -> None:
     """Every second sample was kept from before finetuning, every third is on the map."""
-    run_dir = tmp_path / "run"
-    shutil.copytree(made[1].parent, run_dir)
+    run_dir = copied(made[1].parent, tmp_path / "run")
     labels = np.repeat([0, 1, 2, 3], 30)
     q = np.full((120, 4), 0.1, np.float32)
     q[np.arange(120), labels] = 0.7
@@ -181,11 +184,8 @@ def test_some_samples_stand_for_all_under_their_own_numbers(
 def test_two_hundred_clusters_stay_under_six_megabytes(
     made: tuple[DictConfig, Path], tmp_path: Path
 ) -> None:
-    run_dir, n = tmp_path / "run", 2_000
-    shutil.copytree(made[1].parent, run_dir)
-    record = json.loads((run_dir / "result.json").read_text())
-    record |= {"n_samples": n, "n_clusters": 200}
-    (run_dir / "result.json").write_text(json.dumps(record))
+    n = 2_000
+    run_dir = copied(made[1].parent, tmp_path / "run", n_samples=n, n_clusters=200)
     rng = np.random.default_rng(0)
     q, z = np.eye(200, dtype=np.float32)[np.arange(n) % 200], rng.normal(size=(n, 5))
     np.savez(run_dir / "assignments.npz", q=q, z=z.astype(np.float32))
@@ -261,18 +261,15 @@ def test_data_that_changed_is_refused_and_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:
-    for name in ("a#b", "c"):
-        shutil.copytree(made[1].parent, tmp_path / "x" / name)
-        (tmp_path / "x" / name / "report.html").unlink()
-    result = tmp_path / "x" / "c" / "result.json"
-    record = json.loads(result.read_text())
-    result.write_text(json.dumps({**record, "data_sha256": "another"}))
+    for name, changes in (("a#b", {}), ("c", {"data_sha256": "another"})):
+        run_dir = copied(made[1].parent, tmp_path / "x" / name, **changes)
+        (run_dir / "report.html").unlink()
     monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "x")])
     page.main()
     assert "c was made with, got other data; put it back" in capsys.readouterr().err
     text = (tmp_path / "x" / "index.html").read_text()
     assert re.findall(r'href="(.*?html)"', text) == ["./a%23b/report.html"]
-    monkeypatch.setattr(sys, "argv", ["page.py", str(result.parent)])
+    monkeypatch.setattr(sys, "argv", ["page.py", str(run_dir)])
     with pytest.raises(SystemExit):
         page.main()
 
@@ -452,10 +449,7 @@ def test_the_index_sorts(
 ) -> None:
     runs = []
     for seed in (2, 10, 1):
-        runs.append(tmp_path / f"r{seed}")
-        runs[-1].mkdir()
-        record = json.loads((made[1].parent / "result.json").read_text())
-        (runs[-1] / "result.json").write_text(json.dumps({**record, "seed": seed}))
+        runs.append(copied(made[1].parent, tmp_path / f"r{seed}", seed=seed))
     tab = opened(page.write_index(tmp_path, runs))
     tab.get_by_role("button", name="seed").click()
     seeds = [row.locator("td").nth(3).inner_text() for row in tab.locator("tbody tr").all()]

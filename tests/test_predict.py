@@ -3,8 +3,8 @@
 import csv
 import re
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,10 @@ Predict = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def predict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Predict:
+def predict(monkeypatch: pytest.MonkeyPatch, called: Callable[..., Any], tmp_path: Path) -> Predict:
     """Call the command line in this process; return its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(called, main)
 
 
 @pytest.fixture

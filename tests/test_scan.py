@@ -2,9 +2,10 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,26 +251,13 @@ def test_the_figure_marks_what_each_measure_says() -> None:
 
 
 @pytest.fixture
-def scan(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Scan:
+def scan(monkeypatch: pytest.MonkeyPatch, called: Callable[..., Any], tmp_path: Path) -> Scan:
     """Call the command line in this process; return its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     z, y = blobs(4, n=30)
     np.savez(tmp_path / "blobs.npz", x=z.numpy())
     np.savez(tmp_path / "labelled.npz", x=z.numpy(), y=y.roll(1).numpy())
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scan.py", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(called, main)
 
 
 LITTLE = (

@@ -112,9 +112,12 @@ def job(cfg: DictConfig) -> float:
     return sweep.objective(record, cfg.optimize) if record else -math.inf
 
 
+LIGHTNING = ("lightning.pytorch", "lightning.fabric")  # its loggers
+
+
 def quiet_lightning() -> None:
     """Leave the console to what this package says."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in LIGHTNING:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
 

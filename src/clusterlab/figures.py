@@ -28,6 +28,12 @@ def some_of(n_samples: int, seed: int, n: int = SOME) -> Tensor:
     return torch.randperm(n_samples, generator=generator)[:n].sort().values
 
 
+def map_of(z: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Map some of all embeddings ``(N, d)``: indices, shape ``(n,)``, and places ``(n, 2)``."""
+    index = some_of(len(z), seed, TSNE_SAMPLES)
+    return index, viz.tsne(z[index], seed)
+
+
 def draw(
     folder: Path,
     model: DeepClustering,
@@ -57,9 +63,9 @@ def draw(
     """
     labels, n_clusters = q.argmax(1), q.shape[1]
     centers = model.centers.detach().cpu()
-    few, mapped = (some_of(len(samples), cfg.seed, n) for n in (10, TSNE_SAMPLES))
+    few = some_of(len(samples), cfg.seed, 10)
     y = samples.y
-    places = viz.tsne(z[mapped], cfg.seed)
+    mapped, places = map_of(z, cfg.seed)
     write_arrays(folder.parent / MAP, {"index": mapped.numpy(), "places": places.numpy()})
 
     figures = {

@@ -42,7 +42,6 @@ class Cluster:
     size: int
     confidence: float
     colour: str
-    shape: str
     lists: dict[str, list[Shown]]
     classes: list[tuple[str, float]]
     features: list[tuple[int, float]]
@@ -140,10 +139,10 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
     labels, confidence = q.argmax(1), q.max(1)
     n = max(1, min(10, PICTURES // (3 * q.shape[1])))
     most = most_bytes(q.shape[1])
+    standard = None if samples.are_images else standardised(samples.x)
     described = []
     for k in range(q.shape[1]):
         members = np.flatnonzero(labels == k)
-        colour, shape = plots.look_of(k)
         mean = z[members].mean(0) if len(members) else z[:0].sum(0)
         distance = np.linalg.norm(z[members] - mean, axis=1)
         order = members[np.argsort(distance, kind="stable")]
@@ -164,24 +163,30 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
                 number=k,
                 size=len(members),
                 confidence=float(confidence[members].mean()) if len(members) else 0.0,
-                colour=colour,
-                shape=shape,
+                colour=plots.look_of(k)[0],
                 lists={
                     title: shown(samples, chosen.tolist(), names, most, confidence)
                     for title, chosen in lists.items()
                 },
                 classes=[c for c in classes if c[1] > 0],
-                features=[] if samples.are_images else apart(samples.x, members),
+                features=[] if standard is None else apart(standard, members),
             )
         )
     return described
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Bring features of vectors ``(N, d)`` to mean 0 and deviation 1; a flat one to NaN."""
+    x = as_float(x)
+    deviation = x.std(0, correction=0)
+    return torch.where(deviation > 0, (x - x.mean(0)) / deviation, torch.nan)
 
 
 def apart(x: Tensor, members: Any, n: int = 5) -> list[tuple[int, float]]:
     """Name the features in which some vectors differ most from all.
 
     Args:
-        x: All vectors, shape ``(N, d)``.
+        x: All vectors, ``standardised``, shape ``(N, d)``.
         members: Indices of some, shape ``(m,)``.
         n: How many features to name.
 
@@ -190,13 +195,12 @@ def apart(x: Tensor, members: Any, n: int = 5) -> list[tuple[int, float]]:
         these is above (or, negative, below) the mean of all; the largest first.
 
     Example:
-        >>> apart(torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0], [2.0, 5.0]]), [0, 1], n=1)
+        >>> x = torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0], [2.0, 5.0]])
+        >>> apart(standardised(x), [0, 1], n=1)
         [(0, -1.0)]
     """
     if not len(members):
         return []
-    x = as_float(x)
-    deviation = x.std(0, correction=0)
-    by = (x[members].mean(0) - x.mean(0)) / deviation.clamp(min=1e-12)
-    chosen = by.abs().argsort(descending=True)[:n]
-    return [(int(i), float(by[i])) for i in chosen if deviation[i] > 0]
+    by = x[members].mean(0)
+    chosen = by.abs().nan_to_num(-1).argsort(descending=True)[:n]
+    return [(int(i), float(by[i])) for i in chosen if by[i].isfinite()]

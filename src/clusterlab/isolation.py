@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from sklearn.utils import check_random_state
 
+from clusterlab.cli import LIGHTNING, quiet_lightning
 from clusterlab.errors import problem
 from clusterlab.files import config_folder
 
@@ -47,16 +48,14 @@ def messages(verbose: bool) -> Iterator[None]:
     ours = logging.getLogger("clusterlab")
     shown = verbose and not ours.hasHandlers()
     handler = logging.StreamHandler() if shown else logging.NullHandler()
-    lightning = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    before = [(logger, logger.level, logger.propagate) for logger in (ours, *lightning)]
+    loggers = (ours, *map(logging.getLogger, LIGHTNING))
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = ours.propagate and verbose
-    for logger in lightning:
-        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
+            quiet_lightning()
             yield
     finally:
         ours.removeHandler(handler)

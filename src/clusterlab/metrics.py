@@ -59,6 +59,23 @@ def match(table: Tensor) -> Tensor:
     return matched
 
 
+def by_class(table: Tensor) -> tuple[list[int], Tensor]:
+    """Order the clusters as their matched classes, those without one last, and share out classes.
+
+    Returns:
+        The clusters, and the share of each class in each cluster, shape of the table, ``float64``;
+        its columns are in the table's order.
+
+    Example:
+        >>> by_class(torch.tensor([[0, 3, 1], [4, 0, 0]]))
+        ([1, 0, 2], tensor([[0.0000, 0.7500, 0.2500],
+                [1.0000, 0.0000, 0.0000]], dtype=torch.float64))
+    """
+    matched = match(table).tolist()
+    clusters = sorted(range(len(matched)), key=lambda k: (matched[k] < 0, matched[k]))
+    return clusters, table.double() / table.sum(1, keepdim=True).clamp(min=1)
+
+
 def _pair_f1(table: Tensor) -> Tensor:
     """Return the F1 of each class with each cluster, 0 where both are empty."""
     size = table.sum(1, keepdim=True) + table.sum(0)

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from sklearn.neighbors import NearestNeighbors
 
-from clusterlab import gallery, plots, viz
+from clusterlab import gallery, plots
 from clusterlab.checks import build
 from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, exit_on_error, problem
-from clusterlab.figures import BEFORE, MAP, PAGE, TSNE_SAMPLES, some_of
+from clusterlab.figures import BEFORE, MAP, PAGE, map_of, some_of
 from clusterlab.files import write_atomically
 from clusterlab.loggers import read_csv
-from clusterlab.metrics import contingency, match
+from clusterlab.metrics import by_class, contingency
 from clusterlab.neighbours import neighbours
 
 Array = NDArray[Any]
@@ -74,7 +74,8 @@ def write(run_dir: Path, samples: Samples) -> Path:
         for pair in neighbours(start, labels[at], n_clusters)
     ]
     most = gallery.most_bytes(n_clusters)
-    page = _template("report.html.j2").render(
+    return _render(
+        run_dir / PAGE,
         record=record,
         samples=samples,
         library=Resources(mode="inline", components=["bokeh"]).render_js(),
@@ -97,15 +98,16 @@ def write(run_dir: Path, samples: Samples) -> Path:
         arranged=len(index),
         config=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
     )
-    write_atomically(run_dir / PAGE, page.encode(errors="replace"))  # of file names in bytes
-    return run_dir / PAGE
 
 
-def _template(name: str) -> Any:
+def _render(path: Path, **values: Any) -> Path:
+    """Write the page that its file is named after, and return its path."""
     loader = PackageLoader("clusterlab")
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
-    return environment.get_template(name)
+    page = environment.get_template(f"{path.name}.j2").render(**values)
+    write_atomically(path, page.encode(errors="replace"))  # names of files may be no text
+    return path
 
 
 def arranged(run_dir: Path, z: Array, seed: int) -> tuple[Array, Array]:
@@ -116,8 +118,8 @@ def arranged(run_dir: Path, z: Array, seed: int) -> tuple[Array, Array]:
     if (run_dir / MAP).exists():
         with np.load(run_dir / MAP) as stored:
             return stored["index"], stored["places"]
-    index = some_of(len(z), seed, TSNE_SAMPLES)
-    return index.numpy(), viz.tsne(torch.from_numpy(z)[index], seed).numpy()
+    index, places = map_of(torch.from_numpy(z), seed)
+    return index.numpy(), places.numpy()
 
 
 def beside(z: Array, known: Array, places: Array) -> Array:
@@ -147,10 +149,8 @@ def _table(samples: Samples, labels: Any, n_clusters: int) -> dict[str, Any] | N
         return None
     n_classes = int(samples.y.max()) + 1
     table = contingency(samples.y, torch.from_numpy(labels), n_classes, n_clusters)
-    matched = match(table)  # (K,), -1 without a class
-    order = sorted(range(n_clusters), key=lambda k: (int(matched[k]) < 0, int(matched[k]), k))
+    order, share = by_class(table)
     names = samples.class_names or tuple(map(str, range(n_classes)))
-    share = table.double() / table.sum(1, keepdim=True).clamp(min=1)
     return {
         "clusters": order,
         "rows": [
@@ -195,9 +195,7 @@ def write_index(folder: Path, runs: Sequence[Path]) -> Path:
         record = json.loads((run / "result.json").read_text())
         name = run.relative_to(folder).as_posix()
         rows.append({"name": name, "paged": (run / PAGE).exists(), **record})
-    page = _template("index.html.j2").render(title=folder.resolve().name, rows=rows)
-    write_atomically(folder / "index.html", page.encode())
-    return folder / "index.html"
+    return _render(folder / "index.html", title=folder.resolve().name, rows=rows)
 
 
 def main() -> None:

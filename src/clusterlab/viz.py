@@ -21,7 +21,7 @@ from torch import Tensor
 from clusterlab.data.samples import as_float
 from clusterlab.errors import problem
 from clusterlab.files import write_atomically
-from clusterlab.metrics import accuracy, contingency, match
+from clusterlab.metrics import accuracy, by_class, contingency, match
 
 # Okabe and Ito's colours, then one by one what is farthest from all before it, in OKLab and least
 # over normal, protanopic and deuteranopic vision. 0.11 between the nearest two; 0.02 is visible.
@@ -201,12 +201,13 @@ def tsne_panels(
         matched = match(table)
         matched[matched < 0] = len(table) + torch.arange(int((matched < 0).sum()))
         columns = [("cluster", labels, matched), ("class", y, torch.arange(len(table)))]
-    rows = [("after finetuning, ", after)]
-    rows = [("", after)] if before is None else [("before finetuning, ", before), *rows]
+    rows = [("" if before is None else "after finetuning, ", after, places)]
+    if before is not None:
+        rows = [("before finetuning, ", before, None), *rows]
     title = f"t-SNE of {len(after):,} embeddings"
     figure, grid = panel_grid(len(rows), len(columns), 4.2, 4.1, title)
-    for panels, (when, z) in zip(grid, rows, strict=True):
-        points = (tsne(z, seed) if places is None or z is not after else places).numpy()
+    for panels, (when, z, known) in zip(grid, rows, strict=True):
+        points = (tsne(z, seed) if known is None else known).numpy()
         for axes, (what, groups, colours) in zip(panels, columns, strict=True):
             _scatter(axes, points, groups.numpy(), colours.numpy())
             axes.set_title(f"{when}by {what}")
@@ -336,11 +337,10 @@ def confusion(table: Tensor, class_names: Sequence[str] | None = None) -> Figure
         class_names: One name a class.
     """
     table = table.cpu()
+    clusters, share = by_class(table)
     matched = match(table).tolist()
-    clusters = sorted(range(len(matched)), key=lambda j: (matched[j] < 0, matched[j]))
     classes = sorted(range(len(table)), key=lambda k: (k not in matched, k))
-    ordered = table[classes][:, clusters]
-    share = ordered.double() / ordered.sum(1, keepdim=True).clamp(min=1)
+    ordered, share = table[classes][:, clusters], share[classes][:, clusters]
     names = [_plain(class_names[k]) if class_names else str(k) for k in classes]
     few = max(table.shape) <= 20
     cell, font = (0.45, 8) if few else (0.2, 6.5)
