@@ -10,7 +10,9 @@ from torch.autograd import gradcheck
 from torch.nn.functional import kl_div
 
 from clusterlab.assignment import soft_assignment, target_distribution
-from clusterlab.losses import kl_divergence
+from clusterlab.losses import kl_divergence, squared_distances
+from clusterlab.models.cdc import correlation_loss
+from clusterlab.models.icae import mmd, sobel_loss
 from reference import dec_numpy
 
 SIZES = [(6, 3), (1, 2), (20, 10)]
@@ -110,3 +112,25 @@ def test_float32_stays_finite_for_certain_assignments():
     assert loss.item() == pytest.approx(math.log(1e12), rel=1e-3)
     assert z.grad is not None
     assert z.grad.isfinite().all()
+
+
+def test_small_distances_survive_autocast() -> None:
+    """The Gram form subtracts numbers near 1: of 1e-4 bf16 would leave 0."""
+    a = torch.tensor([[1.0, 0.0]])
+    b = torch.tensor([[1.01, 0.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert squared_distances(a, b).item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_losses_of_pairs_and_edges_are_those_outside_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, x = (torch.randn(20, d, generator=generator) for d in (4, 30))
+    images, others = torch.rand(2, 5, 1, 9, 9, generator=generator)
+
+    def losses() -> list[float]:
+        values = [correlation_loss(z, x), mmd(z, z[:4]), sobel_loss(images, others)]
+        return [value.item() for value in values]
+
+    outside = losses()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses() == outside

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from clusterlab.errors import UserError
-from clusterlab.networks import ConvAutoencoder, MLPAutoencoder, Pixels
+from clusterlab.networks import (
+    Autoencoder,
+    ConvAutoencoder,
+    MLPAutoencoder,
+    Pixels,
+    PooledAutoencoder,
+    ResidualAutoencoder,
+)
 
 SHAPES = [
     (1, 8, 8),
@@ -234,3 +241,39 @@ def test_fan_in_weights_and_zero_biases():
             assert 0.99 * bound < layer.weight.abs().max() <= bound
             assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
             assert not layer.bias.any()
+
+
+NETWORKS = [
+    ConvAutoencoder((1, 9, 13), 5),
+    PooledAutoencoder((1, 9, 13), 5),
+    ResidualAutoencoder((1, 9, 13), 5, (4, 8)),
+    MLPAutoencoder((1, 9, 13), 5, (20,), scale=2.0),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
+def test_autocast_ends_at_the_network(network: Autoencoder) -> None:
+    x = torch.rand(3, 1, 9, 13)
+    exact = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(x)
+    for e, r in zip(exact, rounded, strict=True):
+        assert r.dtype == torch.float32
+        assert 0 < (e - r).norm() < 0.03 * e.norm()  # in bf16 inside: 8 bits
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
+def test_a_frozen_decoder_passes_gradients_on(network: Autoencoder) -> None:
+    network.eval()  # or batch normalisation would count twice
+    z = torch.randn(3, 5, requires_grad=True)
+    for parameter in network.parameters():
+        parameter.grad = None
+    x_hat = network.decode(z, frozen=True)
+    assert x_hat.equal(network.decode(z))
+    x_hat.square().sum().backward()
+    frozen = z.grad
+    assert all(parameter.grad is None for parameter in network.parameters())
+    z.grad = None
+    network.decode(z).square().sum().backward()
+    assert frozen is not None
+    assert frozen.equal(z.grad)

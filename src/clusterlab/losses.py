@@ -1,11 +1,27 @@
 """The terms of the objectives and what they are made of, as pure functions of tensors."""
 
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # of (q, p), a scalar
+
+Given = ParamSpec("Given")
+
+
+def full_precision(function: Callable[Given, Tensor]) -> Callable[Given, Tensor]:
+    """Keep a function's products out of autocast: what they leave has fewer digits than bf16."""
+
+    @wraps(function)
+    def outside(*args: Given.args, **kwargs: Given.kwargs) -> Tensor:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return outside
 
 
 def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
@@ -53,6 +69,7 @@ def squared_weights(module: nn.Module) -> Tensor:
     return vector.dot(vector) / 2
 
 
+@full_precision
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     r"""Return the squared distances of every two rows, from their Gram matrix.
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.data.datamodule import Batch
@@ -96,9 +95,7 @@ class CDC(DeepClustering):
             affinity = affinity_loss(q, z, self.over_rows, self.affinity_gradient)
             terms["affinity"] = self.eta * affinity
         if self.beta > 0:
-            decoder = self.network.decoder
-            fixed = {name: w.detach() for name, w in decoder.named_parameters()}
-            x_hat = functional_call(decoder, fixed, z) / self.network.scale
+            x_hat = self.network.decode(z, frozen=True)
             terms["correlation"] = self.beta * self._correlation(z, x, x_hat)  # eq. (12)
         z = z.detach()
         x_hat = self.network.decode(z)

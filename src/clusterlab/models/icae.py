@@ -6,7 +6,7 @@ from torch.nn.functional import conv2d
 
 from clusterlab.centers import pedcc
 from clusterlab.data.datamodule import Batch
-from clusterlab.losses import squared_distances
+from clusterlab.losses import full_precision, squared_distances
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
@@ -195,6 +195,7 @@ def sobel_loss(x: Tensor, x_hat: Tensor, power: bool = True) -> Tensor:
     return (strengths[1] - strengths[0]).abs().mean()
 
 
+@full_precision
 def _edges(x: Tensor) -> Tensor:
     """Return both gradients of each channel, shape ``(B, 2, C, H, W)``."""
     b, c, h, w = x.shape

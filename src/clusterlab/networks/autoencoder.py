@@ -1,11 +1,16 @@
 """What every model asks of a network."""
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
 
 class Autoencoder(nn.Module):
     """Join an encoder and a decoder.
+
+    Autocast ends here: under bf16 the layers compute in bf16, and what comes out is ``float32``, so
+    that no loss subtracts numbers of 8 bits.
 
     Attributes:
         images_only: Whether samples must have height and width; a subclass's to say.
@@ -30,12 +35,20 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding ``z``, shape ``(B, d)``."""
-        z: Tensor = self.encoder(x if self.scale == 1 else self.scale * x)
-        return z
+        return _widened(self.encoder(x if self.scale == 1 else self.scale * x))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the reconstruction ``x_hat``, shaped like the input."""
-        x_hat: Tensor = self.decoder(z)
+    def decode(self, z: Tensor, frozen: bool = False) -> Tensor:
+        """Return the reconstruction ``x_hat``, shaped like the input.
+
+        Args:
+            z: Embeddings, shape ``(B, d)``.
+            frozen: Whether the decoder's weights get no gradient, only ``z``.
+        """
+        if frozen:
+            weights = {name: w.detach() for name, w in self.decoder.named_parameters()}
+            x_hat = _widened(functional_call(self.decoder, weights, z))
+        else:
+            x_hat = _widened(self.decoder(z))
         return x_hat if self.scale == 1 else x_hat / self.scale
 
     def reconstruction_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -46,6 +59,10 @@ class Autoencoder(nn.Module):
         """Return ``(z, x_hat)``."""
         z = self.encode(x)
         return z, self.decode(z)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def glorot_(module: nn.Module) -> None:

@@ -78,10 +78,10 @@ class ResidualAutoencoder(Autoencoder):
         """Return embeddings of length 1, shape ``(B, M)``, of images ``(B, C, H, W)``."""
         return normalize(super().encode(2 * pad(x, self.padding) - 1))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, frozen: bool = False) -> Tensor:
         """Return images ``(B, C, H, W)`` of embeddings ``(B, M)``."""
         height, width = self.size
-        x_hat = super().decode(z)
+        x_hat = super().decode(z, frozen)
         return (x_hat[..., self.top : self.top + height, self.left : self.left + width] + 1) / 2
 
 
