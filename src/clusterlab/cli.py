@@ -25,7 +25,8 @@ from clusterlab.files import config_folder, settings_digest
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
     r"^(\+?(model|data|seed|experiment|sweep|logger|trainer|output_dir|run_dir|pretrained_dir|"
-    r"restart|figures|progress|checkpoint_interval|optimize)(=|$)|logger\.|trainer\.|data\.root|hydra)"
+    r"restart|figures|progress|checkpoint_interval|optimize|jobs_per_gpu)(=|$)|"
+    r"logger\.|trainer\.|data\.root|hydra)"
 )
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -70,14 +71,15 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def job(cfg: DictConfig) -> float:
     """Run one job of the command line; return what an optimiser of settings maximises."""
+    context = HydraConfig.get()
+    told = sweep.Job(list(context.overrides.task))
+    told.take_place()  # before CUDA looks around
+    told.write("running")
     # Imported here, so that --help, --cfg and mistyped keys answer at once.
     from clusterlab.training import run
 
     quiet_lightning()
-    context = HydraConfig.get()
     cfg.experiment_name = context.runtime.choices.get("experiment")
-    told = sweep.Job(list(context.overrides.task))
-    told.write("running")
     share_cores(context.launcher)
     try:
         check_given(cfg.data)

@@ -30,6 +30,7 @@ NOT_SETTINGS = (
     "experiment_name",
     "checkpoint_interval",
     "optimize",
+    "jobs_per_gpu",
     "seed",
 )
 

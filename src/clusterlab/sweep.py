@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from clusterlab import placement
 from clusterlab.files import settings_digest, write_json
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Sweep(Callback):
         name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
         folder = Path(config.output_dir).resolve() / ".multirun" / name
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "sweep.json", {"jobs": count(config)})
+        told = {"jobs": count(config), "places": placement.prepare(config)}
+        write_json(folder / "sweep.json", told)
         os.environ[FOLDER] = str(folder)
         if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
             from clusterlab.slurm import watch_the_queue  # of an optional package
@@ -97,6 +99,12 @@ class Job:
                 if state != "running":
                     told["seconds"] = told["time"] - json.loads(path.read_text())["time"]
                 write_json(path, told)
+
+    def take_place(self) -> None:
+        """Take a GPU that no other job has, where jobs share this machine's."""
+        if self.folder is not None:
+            told = json.loads((self.folder / "sweep.json").read_text())
+            placement.take(self.folder, told["places"])
 
     def progress(self) -> str:
         """Say how many jobs are done, running, failed and left, and for how long; "" alone."""
