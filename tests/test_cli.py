@@ -180,6 +180,10 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("trainer=gpu", "a device of kind 'gpu', got a machine or a PyTorch without one;"),
         ("trainer.devices=5", "trainer.devices from 1 to 1 on 'cpu', got 5;"),
         ("trainer.devices=0", "got 0;"),
+        ("jobs_per_gpu=0", "jobs_per_gpu from 1 on, got 0;"),
+        ("jobs_per_gpu=abc", "got 'abc';"),
+        ("checkpoint_interval=abc", "a checkpoint_interval of seconds from 0 on, got 'abc';"),
+        ("checkpoint_interval=-1", "got -1;"),
     ],
 )
 def test_bad_value(do: Callable[..., Command], work: Path, override: str, expected: str) -> None:

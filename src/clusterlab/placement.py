@@ -58,10 +58,11 @@ def prepare(config: DictConfig) -> list[str]:
     """
     launcher, devices = config.hydra.launcher, config.trainer.devices
     on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda")
-    if not launcher._target_.endswith(LOCAL) or not on_gpu or not isinstance(devices, int):
-        return []
+    asked = all(isinstance(n, int) and n > 0 for n in (devices, config.jobs_per_gpu))
+    if not launcher._target_.endswith(LOCAL) or not on_gpu or not asked:
+        return []  # and each job says what is wrong with what was asked
     gpus = visible_gpus()
-    found = places(gpus, max(devices, 1), config.jobs_per_gpu)
+    found = places(gpus, devices, config.jobs_per_gpu)
     if found and "n_jobs" in launcher and not 1 <= launcher.n_jobs <= len(found):
         text = "%d GPUs: %d jobs at a time. More share a GPU with jobs_per_gpu=2."
         log.info(text, len(gpus), len(found))
