@@ -77,6 +77,58 @@ def test_files_of_known_labels(tmp_path: Path) -> None:
     assert torch.equal(known_labels(named, str(tmp_path / "names.csv"), True, 4, 0), expected)
 
 
+def write(path: Path, text: str, encoding: str = "utf-8") -> str:
+    path.write_text(text, encoding=encoding)
+    return str(path)
+
+
+def some(**places: int) -> list[int]:
+    """Labels of the first ten samples: ``_3=1`` is a 1 for sample 3."""
+    return [places.get(f"_{i}", -1) for i in range(10)]
+
+
+def test_classes_named_by_numbers_are_meant_by_name(tmp_path: Path) -> None:
+    """Of classes 1, 2 and 3 a 1 is the first and a 0 is none."""
+    named = samples(class_names=("1", "2", "3", "7"))
+    path = write(tmp_path / "a.csv", "index,label\n0,1\n4,3\n5,7\n6,-1\n")
+    assert known_labels(named, path, True, 4, 0)[:10].tolist() == some(_0=0, _4=2, _5=3)
+    with pytest.raises(UserError, match="a label of 1, 2, 3, 7, or -1, got '0'"):
+        known_labels(named, write(tmp_path / "b.csv", "index,label\n0,0\n"), True, 4, 0)
+    words = samples(class_names=("a", "b", "c", "d"))
+    path = write(tmp_path / "c.csv", "index,label\n0,1\n4,c\n")
+    assert known_labels(words, path, True, 4, 0)[:10].tolist() == some(_0=1, _4=2)
+
+
+def test_a_class_cannot_be_called_unknown(tmp_path: Path) -> None:
+    signs = samples(class_names=("-1", "1", "2", "3"))
+    with pytest.raises(UserError, match="leaves unknown, got a class of that name; renumber"):
+        known_labels(signs, write(tmp_path / "a.csv", "index,label\n0,1\n"), True, 4, 0)
+
+
+def test_the_file_may_name_the_classes(tmp_path: Path) -> None:
+    """Data without any truth have no names of their own; a spreadsheet signs its CSV."""
+    text = "index,label\n0,owl\n3,ant\n4, owl\n5\n"
+    path = write(tmp_path / "a.csv", text, encoding="utf-8-sig")
+    assert known_labels(samples(y=None), path, True, 4, 0)[:10].tolist() == some(_0=1, _3=0, _4=1)
+    with pytest.raises(UserError, match="classes for 1 clusters, got a class of number 1"):
+        known_labels(samples(y=None), path, True, 1, 0)
+
+
+def test_whole_floats_are_labels(tmp_path: Path) -> None:
+    labels = np.full(1000, -1.0)
+    labels[3] = 2
+    np.save(tmp_path / "a.npy", labels)
+    known = known_labels(samples(y=None), str(tmp_path / "a.npy"), True, 4, 0)
+    assert known[:10].tolist() == some(_3=2)
+
+
+def test_a_share_that_misses_a_class_is_told_what_helps() -> None:
+    with pytest.raises(UserError, match=r"got none of owl, eel; raise data.labelled\.$"):
+        known_labels(samples(class_names=("cat", "dog", "owl", "eel")), 0.002, True, 4, 0)
+    with pytest.raises(UserError, match=r"raise data.labelled, or set data.stratified=true or "):
+        known_labels(samples(class_names=("cat", "dog", "owl", "eel")), 0.002, False, 4, 0)
+
+
 @pytest.mark.parametrize(
     ("labelled", "message"),
     [
@@ -109,9 +161,10 @@ def test_labels_are_needed_to_draw_from_and_clusters_to_hold_them() -> None:
         ("c.csv", "file,label\nx,1\n", "the columns index,label, got file,label"),
         ("d.csv", "index,label\n1000,1\n", "a sample's index, got '1000'"),
         ("e.csv", "index,label\n1,4\n", "a label of 0 to 3, or -1, got '4'"),
-        ("f.csv", "index,label\n1,cat\n", "a label of 0 to 3, or -1, got 'cat'"),
+        ("f.csv", "index,label\n1,1\n1,1\n1,2\n", "got '1' and '2' for 1 in .*; remove one"),
         ("g.npy", np.zeros(999), r"shape \(1000,\) .* got \(999,\)"),
-        ("h.npy", np.full(1000, 0.5), "got '0.5'"),
+        ("h.npy", np.full(1000, 0.5), r"whole numbers in .*h.npy, got 0.5; correct it"),
+        ("l.npy", np.full(1000, np.nan), "got nan; correct it"),
         ("i.npy", "no array", r"labels in .*i.npy, got the error .*; save it again"),
         ("j.npy", np.array([{}] * 1000), r"labels in .*j.npy, got the error .*; save it again"),
         ("k.csv", "index,label\n1,\udcff\n", r"labels in .*k.csv, got the error .*; save it again"),

@@ -54,8 +54,8 @@ def known_labels(
         if left:
             names = samples.class_names or tuple(map(str, range(left[-1] + 1)))
             got = f"none of {', '.join(names[k] for k in left)}"
-            remedy = "raise data.labelled, or set data.stratified=true or another seed"
-            raise problem("a labelled sample of every class", got, remedy)
+            other = "" if stratified else ", or set data.stratified=true or another seed"
+            raise problem("a labelled sample of every class", got, f"raise data.labelled{other}")
     if int(known.max()) >= n_clusters:
         got = f"a class of number {int(known.max())}"
         raise problem(f"classes for {n_clusters} clusters", got, "raise n_clusters")
@@ -107,7 +107,9 @@ def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
     Args:
         path: A ``.npy`` file with one label a sample, -1 where unknown; or a ``.csv`` file with the
             columns ``file,label``, for data of files, or ``index,label``, and a row for each
-            labelled sample. A label is the name of a class, or its number from 0.
+            labelled sample. A label is the name of a class, or, where no class has a number for a
+            name, its number from 0. Where the data have no names, those in the file are taken, in
+            alphabetical order.
         samples: The data set.
         n_clusters: K, the number of classes that can be meant.
 
@@ -115,45 +117,76 @@ def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
         Labels, shape ``(N,)``, ``int64``, -1 where unknown.
 
     Raises:
-        UserError: If it is none of these.
+        UserError: If it is none of these, or says two things of one sample.
     """
     if not path.is_file():
         raise problem("a file of known labels", f"nothing at {path}", "correct data.labelled")
-    try:
-        if path.suffix == ".npy":
-            labels = np.load(path, allow_pickle=False)
-        else:
-            with path.open(newline="", encoding="utf-8") as file:
-                table = csv.DictReader(file)
-                rows, heads = list(table), list(table.fieldnames or [])
-    except (OSError, ValueError, EOFError, csv.Error) as error:
-        remedy = "save it again with numpy.save, or as a CSV in UTF-8"
-        raise problem(f"labels in {path}", f"the error {error}", remedy) from error
-    if path.suffix == ".npy":
-        if labels.shape != (len(samples),):
-            remedy = "give one label a sample, -1 where it is unknown"
-            raise problem(f"shape ({len(samples)},) in {path}", labels.shape, remedy)
-        found = dict(enumerate(labels.tolist()))
-    else:
-        if heads not in HEADS or (heads[0] == "file" and samples.files is None):
-            expected = "a .npy file, or a CSV with the columns index,label"
-            expected += "" if samples.files is None else " or file,label"
-            raise problem(expected, f"{','.join(heads)} in {path}", "correct its first line")
-        places = {name: i for i, name in enumerate(samples.files or ())}
-        if heads[0] == "index":
-            places = {str(i): i for i in range(len(samples))}
-        found = {}
-        for row in rows:
-            if row[heads[0]] not in places:
-                got = f"'{row[heads[0]]}' in {path}"
-                raise problem(f"a sample's {heads[0]}", got, "correct the row")
-            found[places[row[heads[0]]]] = row["label"]
-    numbers = {str(k): k for k in [UNKNOWN, *range(n_clusters)]} | {"": UNKNOWN}
-    numbers |= {name: k for k, name in enumerate(samples.class_names or ())}
+    found = from_array(path, samples) if path.suffix == ".npy" else from_table(path, samples)
+    names = samples.class_names or ()
+    if str(UNKNOWN) in names:
+        remedy = "renumber the classes of the data, or leave its labels out"
+        raise problem(f"-1 for what {path} leaves unknown", "a class of that name", remedy)
+    told = set(found.values()) - {"", str(UNKNOWN)}
+    if not names and not all(map(is_number, told)):
+        names = tuple(sorted(told))
+    numbers = {name: k for k, name in enumerate(names)}
+    if not any(map(is_number, names)):
+        numbers |= {str(k): k for k in range(n_clusters)}
+    numbers |= {"": UNKNOWN, str(UNKNOWN): UNKNOWN}
     known = torch.full((len(samples),), UNKNOWN)
     for i, label in found.items():
-        if str(label).strip() not in numbers:
-            names = ", ".join(samples.class_names or (f"0 to {n_clusters - 1}",))
-            raise problem(f"a label of {names}, or -1", f"'{label}' in {path}", "correct it")
-        known[i] = numbers[str(label).strip()]
+        if label not in numbers:
+            expected = ", ".join(names or (f"0 to {n_clusters - 1}",))
+            raise problem(f"a label of {expected}, or -1", f"'{label}' in {path}", "correct it")
+        known[i] = numbers[label]
     return known
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a label could be a class's number."""
+    return text.removeprefix("-").isdecimal()
+
+
+def from_array(path: Path, samples: Samples) -> dict[int, str]:
+    """Read each sample's label from a ``.npy`` file, as text."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise problem(
+            f"labels in {path}", f"the error {error}", "save it again with numpy.save"
+        ) from error
+    if labels.shape != (len(samples),):
+        remedy = "give one label a sample, -1 where it is unknown"
+        raise problem(f"shape ({len(samples)},) in {path}", labels.shape, remedy)
+    if np.issubdtype(labels.dtype, np.floating):
+        if (part := labels[labels != labels.round()]).size:
+            raise problem(f"whole numbers in {path}", part[0], "correct it")
+        labels = labels.astype(np.int64)
+    return {i: str(label).strip() for i, label in enumerate(labels.tolist())}
+
+
+def from_table(path: Path, samples: Samples) -> dict[int, str]:
+    """Read the labels of some samples from a ``.csv`` file, as text, by the sample's number."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets sign their files
+            table = csv.DictReader(file)
+            rows, heads = list(table), list(table.fieldnames or [])
+    except (OSError, ValueError, csv.Error) as error:
+        remedy = "save it again as a CSV in UTF-8"
+        raise problem(f"labels in {path}", f"the error {error}", remedy) from error
+    if heads not in HEADS or (heads[0] == "file" and samples.files is None):
+        expected = "a .npy file, or a CSV with the columns index,label"
+        expected += "" if samples.files is None else " or file,label"
+        raise problem(expected, f"{','.join(heads)} in {path}", "correct its first line")
+    places = {name: i for i, name in enumerate(samples.files or ())}
+    if heads[0] == "index":
+        places = {str(i): i for i in range(len(samples))}
+    found: dict[int, str] = {}
+    for row in rows:
+        name, label = row[heads[0]], (row["label"] or "").strip()
+        if name not in places:
+            raise problem(f"a sample's {heads[0]}", f"'{name}' in {path}", "correct the row")
+        if found.setdefault(places[name], label) != label:
+            got = f"'{found[places[name]]}' and '{label}' for {name} in {path}"
+            raise problem("one label a sample", got, "remove one of the rows")
+    return found
