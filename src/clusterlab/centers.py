@@ -150,11 +150,11 @@ def center_samples(z: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
 
     Args:
         z: Embeddings, shape ``(N, d)``.
-        labels: Hard assignment, shape ``(N,)``; no cluster may be empty.
+        labels: Hard assignment, shape ``(N,)``.
         centers: Cluster centers, shape ``(K, d)``.
 
     Returns:
-        Indices, shape ``(K,)``, ``int64``.
+        Indices, shape ``(K,)``, ``int64``; that of an empty cluster means nothing.
 
     Example:
         >>> z = torch.tensor([[0.0], [1.0], [9.0], [8.0]])
@@ -192,7 +192,7 @@ def reliable_samples(z: Tensor, labels: Tensor, centers: Tensor, threshold: floa
     """
     index = center_samples(z, labels, centers)
     cosine = cosine_similarity(z, z[index][labels]).clamp(-1, 1)
-    return (cosine >= threshold).index_fill(0, index, True)
+    return (cosine >= threshold).index_fill(0, index[labels.unique()], True)
 
 
 def pedcc(n_clusters: int, dim: int, seed: int) -> Tensor:

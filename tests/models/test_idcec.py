@@ -266,6 +266,25 @@ def test_a_threshold_of_no_use_is_told(
     assert told in caplog.text
 
 
+def test_a_cluster_that_k_means_leaves_empty_has_no_reliable_sample() -> None:
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    labels, centers = torch.tensor([2, 1, 2, 1]), torch.eye(2).repeat(2, 1)
+    reliable = reliable_samples(z, labels, centers, 1.01)
+    assert reliable.tolist() == [True, True, False, False]  # the first of each that is there
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_collapsed_embedding_is_told(train: Train, tiny: Samples) -> None:
+    model = idcec()
+    torch.nn.init.zeros_(model.network.encoder[-1].weight)
+    torch.nn.init.ones_(model.network.encoder[-1].bias)
+    b = SelfTraining(threshold=0.5, tolerance=0)
+    train(model, tiny, "retrain", [b], max_epochs=1)
+    record = b.record()
+    assert record["reliable_sizes"] == [203, 0, 0, 0, 0]
+    assert "finds nothing in the embedding for cluster 1, 2, 3, 4" in record["trouble"][0]
+
+
 def test_labels_of_a_classifier_that_knows_nothing_are_not_settled(
     train: Train, tiny: Samples
 ) -> None:

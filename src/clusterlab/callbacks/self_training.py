@@ -65,7 +65,8 @@ class SelfTraining(Callback):
                 centers, labels = renumber(centers, labels, trained)
                 found = labels, reliable_samples(z, labels, centers, self.threshold)
             self.pseudo_labels, self.reliable = trainer.strategy.broadcast(found)  # type: ignore[misc]
-            self.chosen = self._describe(pl_module.assign_all(z).argmax(1).cpu(), data.samples)
+            q = pl_module.assign_all(z).cpu()  # (N, K), of module A
+            self.chosen = self._describe(q, data.samples)
         assert self.pseudo_labels is not None
         assert self.reliable is not None
         pl_module.pseudo_labels = self.pseudo_labels = self.pseudo_labels.to(pl_module.device)
@@ -94,16 +95,18 @@ class SelfTraining(Callback):
         record = {"label_change": self.change, **self.chosen}
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
-    def _describe(self, before: Tensor, samples: Samples) -> dict[str, Any]:
+    def _describe(self, q: Tensor, samples: Samples) -> dict[str, Any]:
         """Count the reliable samples and score them, and say where the threshold is of no use."""
         assert self.pseudo_labels is not None
         assert self.reliable is not None
         labels, reliable = self.pseudo_labels.cpu(), self.reliable.cpu()
-        n_clusters = int(labels.max()) + 1
+        n_clusters = q.shape[1]
         sizes = cluster_sizes(labels[reliable], n_clusters)
         n_reliable = int(reliable.sum())
         log.info("%d of %d samples are reliable.", n_reliable, len(labels))
         trouble = []
+        if none := [str(k) for k, size in enumerate(sizes.tolist()) if size == 0]:
+            trouble.append(f"k-means finds nothing in the embedding for cluster {', '.join(none)}")
         if alone := [str(k) for k, size in enumerate(sizes.tolist()) if size == 1]:
             trouble.append(f"only the center sample is reliable in cluster {', '.join(alone)}")
         if n_reliable == len(labels):
@@ -118,7 +121,7 @@ class SelfTraining(Callback):
         if samples.y is None:
             return chosen
         y = samples.y
-        chosen["metrics_at_start"] = score(before, y, n_clusters)  # of module A
+        chosen["metrics_at_start"] = score(q.argmax(1), y, n_clusters)
         chosen["metrics_of_pseudo_labels"] = score(labels, y, n_clusters)
         matched = match(contingency(y, labels, int(y.max()) + 1, n_clusters))
         right = (matched[labels] == y).double()
