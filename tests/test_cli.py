@@ -676,9 +676,11 @@ def test_signal_between_phases(do: Callable[..., Command], work: Path) -> None:
 # Names of run folders
 
 
-def named(*overrides: str, data: str = "little", experiment: str | None = None) -> str:
+def named(
+    *overrides: str, data: str = "little", experiment: str | None = None, bits: str = "32-true"
+) -> str:
     cfg = {"model_name": "dcec", "data": {"name": data}, "seed": 0, "experiment_name": experiment}
-    return run_name(DictConfig(cfg), list(overrides))
+    return run_name(DictConfig({**cfg, "trainer": {"precision": bits}}), list(overrides))
 
 
 def test_names_do_not_depend_on_order_or_on_where_it_runs() -> None:
@@ -688,6 +690,14 @@ def test_names_do_not_depend_on_order_or_on_where_it_runs() -> None:
     where = ("trainer=gpu", "trainer.devices=2", "logger=wandb", "data.root=/x", "figures=false")
     assert named("loss.gamma=0.5", *where, "n_clusters=5", "hydra.launcher.n_jobs=2") == name
     assert named("loss.gamma=0.25", "n_clusters=5") != name
+
+
+def test_another_precision_is_another_folder() -> None:
+    """It is a setting, whether it was asked for or came with the trainer."""
+    name = "dcec_little/trainer.precision=bf16-mixed,seed=0"
+    assert named("trainer.precision=bf16-mixed", bits="bf16-mixed") == name
+    assert named("trainer=gpu", bits="bf16-mixed") == name
+    assert named("trainer=gpu") == named()
 
 
 def test_experiment_names_the_folder() -> None:

@@ -192,7 +192,8 @@ def reliable_samples(z: Tensor, labels: Tensor, centers: Tensor, threshold: floa
     """
     index = center_samples(z, labels, centers)
     cosine = cosine_similarity(z, z[index][labels]).clamp(-1, 1)
-    return (cosine >= threshold).index_fill(0, index[labels.unique()], True)
+    there = labels.bincount(minlength=len(centers)) > 0
+    return (cosine >= threshold).index_fill(0, index[there], True)
 
 
 def pedcc(n_clusters: int, dim: int, seed: int) -> Tensor:

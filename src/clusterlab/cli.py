@@ -53,7 +53,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
 
     Example:
         >>> cfg = DictConfig({"model_name": "dcec", "data": {"name": "usps"}, "seed": 3,
-        ...                   "experiment_name": None})
+        ...                   "experiment_name": None, "trainer": {"precision": "32-true"}})
         >>> run_name(cfg, ["data=usps", "loss.gamma=0.5", "seed=3"])
         'dcec_usps/loss.gamma=0.5,seed=3'
         >>> cfg.experiment_name = "dcec_table1"
@@ -61,6 +61,8 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         'dcec_table1/dcec_usps,seed=3'
     """
     asked = sorted(override for override in overrides if not UNNAMED.match(override))
+    if cfg.trainer.precision != "32-true":  # decides the result, wherever it was set
+        asked.append(f"trainer.precision={cfg.trainer.precision}")
     name = safe(f"{cfg.model_name}_{cfg.data.name}", 100)
     detail = f"{safe(','.join(asked), 150)}," if asked else ""
     if cfg.experiment_name:  # it may span several methods and data sets
