@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from clusterlab.report import benchmark_table, fill, lines, render
+from clusterlab.report import benchmark_table, fill, lines, of_table, render
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +19,7 @@ def filled_readme() -> str:
     for name in dict.fromkeys(row["table"] for row in published):
         if f"<!-- {name} -->" not in readme:
             continue
-        own = [row for row in published if row["table"] == name]
-        # Our own experiments stand with their method, another paper's in that paper's table.
-        cells = {(row["data"], row["model"]) for row in own}
-        others = {row["experiment"] for row in published} - {row["experiment"] for row in own}
-        ours = [
-            row
-            for row in rows
-            if (row["data"], row["model"]) in cells and row["experiment"] not in others
-        ]
+        ours, own = of_table(rows, published, name)
         table = lines(ours, own, missing=True)
         readme = fill(readme, name, render(table, format="markdown"))
     readme = fill(readme, "scan", scan_table(read_records(results / "scan.csv")))

@@ -7,7 +7,7 @@ from typing import Any
 
 from clusterlab.curves import over_setting
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.report import FORMATS, SHORT, lines, numbers, render, sweeps
+from clusterlab.report import FORMATS, SHORT, lines, numbers, of_table, render, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 
@@ -22,7 +22,7 @@ def main() -> None:
         "places", type=Path, nargs="+", help="run folders, folders of runs, or CSVs of records"
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed")
-    parser.add_argument("--table", help="compare with this table of results/published.csv alone")
+    parser.add_argument("--table", help="this table of results/published.csv alone")
     parser.add_argument("--missing", action="store_true", help="also list what nobody ran")
     parser.add_argument(
         "--also", nargs="+", default=[], help="further columns, such as phases.finetune.steps"
@@ -38,13 +38,10 @@ def main() -> None:
         if arguments.wandb and arguments.out is None:
             raise problem("--out with --wandb", "none", "name a folder for the W&B run")
         found = find(*arguments.places)
-        published = read_records(PUBLISHED)
+        rows, published = found.rows, read_records(PUBLISHED)
         if arguments.table:
-            names = dict.fromkeys(row["table"] for row in published)
-            if arguments.table not in names:
-                raise problem(f"a table of {', '.join(names)}", arguments.table, "choose one")
-            published = [row for row in published if row["table"] == arguments.table]
-        table = lines(found.rows, published, arguments.missing)
+            rows, published = of_table(rows, published, arguments.table)
+        table = lines(rows, published, arguments.missing)
     print(render(table, found.left_out, arguments.format, arguments.also), end="")
     if arguments.format == "csv":  # the notes have no place in it
         print(*found.left_out, sep="\n", file=sys.stderr, end="")

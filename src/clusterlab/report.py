@@ -65,6 +65,38 @@ class Line:
         return mean(float(row["seconds"]) / 60 for row in self.rows) if self.rows else None
 
 
+def of_table(
+    rows: Sequence[Row], published: Sequence[Row], name: str
+) -> tuple[list[Row], list[Row]]:
+    """Choose what belongs to one of the published tables.
+
+    Our own experiments stand with their method, another paper's in that paper's table.
+
+    Args:
+        rows: Records, one a run.
+        published: Published numbers of all tables.
+        name: The table.
+
+    Returns:
+        Of each the rows that belong to it.
+
+    Raises:
+        UserError: If there is no such table.
+    """
+    own = [row for row in published if row["table"] == name]
+    if not own:
+        names = ", ".join(dict.fromkeys(row["table"] for row in published))
+        raise problem(f"a table of {names}", name, "choose one")
+    cells = {(row["data"], row["model"]) for row in own}
+    others = {row["experiment"] for row in published} - {row["experiment"] for row in own}
+    chosen = [
+        row
+        for row in rows
+        if (row["data"], row["model"]) in cells and row["experiment"] not in others
+    ]
+    return chosen, own
+
+
 def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
     """Put runs that differ in their seed alone into one line each, beside the published number.
 
@@ -316,7 +348,9 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
     text += ", a reused pretraining included."
     text += "".join(f" {name.capitalize()}: {value}." for name, value in shared.items())
     sources = dict.fromkeys(
-        f"{line.published['paper']}, {line.published['place']}" for line in table if line.published
+        f"{line.published['paper']}, {line.published['place']}"
+        for line in table
+        if line.published and any(line.published[name] for name in SCORES)
     )
     if sources:
         text += f" Paper: {'; '.join(sources)}; differences in points."
@@ -331,12 +365,14 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
             setting = line.published.get("setting") or ""
             experiment = f"experiment={line.published['experiment']} data={line.data}"
             missing.setdefault((experiment, setting), []).append(line.method)
+    commands: dict[str, list[str]] = {}  # one for all values of a setting
+    for (experiment, setting), methods in missing.items():
+        name, _, value = setting.partition("=")
+        command = f"python train.py -m {experiment} model={','.join(methods)}"
+        commands.setdefault(f"{command} {name}=" if name else command, []).append(value)
     return [
         " ".join([text, *other]),
-        *(
-            f"not run: python train.py -m {experiment} model={','.join(methods)} {setting}".rstrip()
-            for (experiment, setting), methods in missing.items()
-        ),
+        *(f"not run: {command}{','.join(values)}" for command, values in commands.items()),
     ]
 
 
