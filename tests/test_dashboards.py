@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from clusterlab.loggers import read_csv
+from clusterlab.loggers import WandbRun, read_csv, replay
+from clusterlab.sweep import FOLDER
 from conftest import LITTLE, Command, Commands
 
 SCORES = ("accuracy", "nmi", "ari", "f1")
@@ -241,7 +243,7 @@ def test_wandb_config_is_complete(shown: Shown) -> None:
 def test_wandb_name_group_and_tags(shown: Shown) -> None:
     run = shown.wandb.run
     assert run.project == "clusterlab"
-    assert run.display_name == "dcec little seed=0"
+    assert run.display_name == "run"  # run_dir=run
     assert run.run_group == "dcec_little"
     assert {"dcec", "little"} <= set(run.tags)
 
@@ -250,6 +252,40 @@ def test_wandb_group_and_tags_of_an_experiment(compose: Any) -> None:
     cfg = compose("experiment=dcec_table1", "logger=wandb", "experiment_name=dcec_table1")
     assert cfg.logger.wandb.group == "dcec_table1"
     assert {"dcec", "usps", "dcec_table1"} <= set(cfg.logger.wandb.tags)
+
+
+def test_a_resumed_run_goes_on_in_its_own(tmp_path: Path) -> None:
+    """Without a server: what it would be asked for, and that nothing is logged twice."""
+    pytest.importorskip("wandb")
+
+    def logger(folder: str, resumed: bool) -> tuple[WandbRun, list[dict[str, float]]]:
+        one = WandbRun("online", ["pretrain"], str(tmp_path / folder), [])
+        logged: list[dict[str, float]] = []
+        run: Any = SimpleNamespace(resumed=resumed, log=logged.append)
+        run.define_metric = lambda *arguments, **named: None
+        one._experiment = run
+        return one, logged
+
+    (first, new), (again, kept), (other, _) = (
+        logger("a", resumed=False),
+        logger("a", resumed=True),
+        logger("b", resumed=False),
+    )
+    assert first._wandb_init["id"] == again._wandb_init["id"] != other._wandb_init["id"]
+    assert again._wandb_init["resume"] == "allow"
+    replay([{"phase": "pretrain", "step": 3, "pretrain/loss": 0.5}], [first, again])
+    assert new == [{"pretrain/loss": 0.5, "pretrain/step": 3}]
+    assert kept == []
+
+
+def test_a_sweep_is_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "2026-01-02_03-04-05_6"))
+    one = WandbRun(
+        "offline", [], str(tmp_path / "dcec_usps" / "loss.gamma=1,seed=0"), ["dcec", None]
+    )
+    assert one._wandb_init["tags"] == ["dcec", "2026-01-02_03-04-05_6"]
+    assert one._wandb_init["name"] == "dcec_usps/loss.gamma=1,seed=0"
 
 
 def test_wandb_images(shown: Shown) -> None:
@@ -349,6 +385,8 @@ def test_each_job_of_a_sweep_is_a_run(commands: Commands, little_npz: Path, tmp_
     configs = [one.config["phases"]["finetune"] for one in (first, broken, last)]
     assert [config["optimizer"]["lr"] for config in configs] == [0.001, 1e30, 0.0001]
     assert len({one.run.run_id for one in (first, broken, last)}) == 3
+    assert len({one.run.display_name for one in (first, broken, last)}) == 3
+    assert len(set(first.run.tags) & set(broken.run.tags) & set(last.run.tags)) == 3  # the sweep's
     assert (first.exit_code, broken.exit_code, last.exit_code) == (0, 1, 0)
     curve = first.series("pretrain/loss", "pretrain/step")
     assert [step for step, _ in curve] == [5, 10, 15]

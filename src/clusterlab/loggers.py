@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.image import imread
 
 from clusterlab.errors import problem
 from clusterlab.files import csv_text, settings_digest, write_atomically
+from clusterlab.sweep import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +97,11 @@ def read_csv(path: Path) -> list[Row]:
 
 def replay(rows: Sequence[Row], loggers: Sequence[Logger]) -> None:
     """Log again what another process logged, so that a dashboard shows all phases of a run."""
+    # A run that W&B goes on with has these rows.
+    new = [one for one in loggers if not (isinstance(one, WandbRun) and one.experiment.resumed)]
     for row in rows:
         values = {name: value for name, value in row.items() if name not in ("phase", "step")}
-        for logger in loggers:
+        for logger in new:
             logger.log_metrics(values, row["step"])
 
 
@@ -110,7 +114,8 @@ class WandbRun(WandbLogger):
         mode: ``offline`` or ``online``.
         phases: Names of the phases, whose panels get the axis ``<phase>/step``.
         save_dir: The run folder; it fixes the run's id, so that a resumed run goes on in its own.
-        tags: Tags; ``None`` among them is left out.
+        tags: Tags; ``None`` among them is left out. The jobs of a sweep have its name as one more.
+        name: What W&B shows; ``None`` for the run folder's name, which says what was asked.
         kwargs: What else ``lightning.pytorch.loggers.WandbLogger`` takes.
 
     Raises:
@@ -118,16 +123,24 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(
-        self, mode: str, phases: list[str], save_dir: str, tags: list[str | None], **kwargs: Any
+        self,
+        mode: str,
+        phases: list[str],
+        save_dir: str,
+        tags: list[str | None],
+        name: str | None = None,
+        **kwargs: Any,
     ) -> None:
         if mode not in ("offline", "online"):
             raise problem("logger.wandb.mode=offline or online", mode, "correct it")
         self.mode = mode
+        sweep = os.environ.get(FOLDER)
         super().__init__(
+            name=name or "/".join(Path(save_dir).parts[-2:]),
             offline=mode == "offline",
             save_dir=save_dir,
             id=settings_digest(str(Path(save_dir).resolve()))[:16],
-            tags=[tag for tag in tags if tag is not None],
+            tags=[tag for tag in (*tags, sweep and Path(sweep).name) if tag is not None],
             settings={"silent": True},  # or it prints 33 lines
             **kwargs,
         )
