@@ -19,6 +19,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
 
+from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.callbacks import ClusterInit, StepLimit, TargetRefresh
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples
@@ -29,6 +30,7 @@ from clusterlab.models.dcec import DCEC
 from clusterlab.networks import ConvAutoencoder
 from clusterlab.training import run
 from conftest import composed
+from reference import dec_numpy
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +40,8 @@ class Embed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DCEC)
-        self.z = pl_module.embed_dataset()
+        assert pl_module.target is not None
+        self.z, self.target = pl_module.embed_dataset(), pl_module.target.clone()
         self.weights = {k: v.clone() for k, v in pl_module.state_dict().items()}
 
 
@@ -79,10 +82,12 @@ def two_phases(devices: int) -> tuple[int, dict[str, Any]]:
     trainer = make_trainer(devices, -1, ClusterInit(), refresh, embed, StepLimit(3))
     trainer.fit(model, ClusterData(part(203), 60, seed=0))
     losses.append(float(trainer.callback_metrics["finetune/loss"]))
-    assert refresh.labels is not None
+    settled = TargetRefresh(2, 0.9)  # at the second refresh fewer labels than that have changed
+    stopped = make_trainer(devices, -1, settled, StepLimit(50))
     state = {
-        "weights": model.state_dict(),
+        "weights": {k: v.clone() for k, v in model.state_dict().items()},
         "target": refresh.target,
+        "first_target": embed.target,
         "labels": refresh.labels,
         "z": embed.z,
         "embedded_with": embed.weights,
@@ -90,6 +95,8 @@ def two_phases(devices: int) -> tuple[int, dict[str, Any]]:
         "scores": refresh.scores,
         "steps": [trainer.global_step, refresh.refreshes],
     }
+    stopped.fit(model, ClusterData(part(203), 60, seed=0))
+    state["stopped"] = [stopped.global_step, settled.converged]
     return trainer.global_rank, state
 
 
@@ -142,6 +149,22 @@ def test_the_pass_is_that_of_one_process(ranks: list[dict[str, Any]]):
     assert ranks[0]["z"].shape == (203, 10)
     torch.testing.assert_close(ranks[0]["z"], z, rtol=0, atol=1e-6)
     assert torch.equal(ranks[0]["z"], z)
+
+
+@pytest.mark.distributed
+def test_the_first_refresh_is_that_of_one_process(ranks: list[dict[str, Any]]):
+    """From the same embedding and centers the same target, to the last bit."""
+    z, centers = ranks[0]["z"], ranks[0]["embedded_with"]["centers"]
+    target = target_distribution(soft_assignment(z, centers))
+    assert torch.equal(ranks[0]["first_target"], target)
+    expected = dec_numpy.target_distribution(dec_numpy.soft_assignment(z.numpy(), centers.numpy()))
+    np.testing.assert_allclose(target.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.distributed
+def test_ranks_agree_on_stopping(ranks: list[dict[str, Any]], single: dict[str, Any]):
+    for state in (*ranks, single):
+        assert state["stopped"] == [2, True]
 
 
 @pytest.mark.distributed
