@@ -42,7 +42,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     for name in NOT_SETTINGS:
         settings.pop(name, None)
     for node in (settings["data"], settings["data"]["source"]):
-        for name in ("root", "cache"):  # where files lie; data_sha256 says what is in them
+        for name in ("root", "cache", "path"):  # where files lie; data_sha256 says what is in them
             node.pop(name, None)
     settings["model"].pop("seed", None)
     settings["precision"] = cfg.trainer.precision

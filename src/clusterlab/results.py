@@ -16,8 +16,16 @@ from clusterlab.folders import settings_of
 Row = dict[str, str]
 
 # What makes two runs the same run; the newer record replaces the older.
-IDENTITY = ("model", "data", "seed", "settings_sha256", "data_sha256", "device", "commit")
+IDENTITY = (
+    *("model", "data", "seed", "settings_sha256", "data_sha256", "known_sha256"),
+    *("device", "commit"),
+)
 CONFIG = "config."  # before the name of a setting
+
+
+def identity(row: Row) -> tuple[str, ...]:
+    """Return what makes a run the same run as another; "" for what it has not."""
+    return tuple(row.get(name, "") for name in IDENTITY)
 
 
 @dataclass
@@ -32,9 +40,8 @@ class Found:
 
     def add(self, row: Row, where: Path) -> None:
         """Take a row, unless the same run is there already."""
-        identity = [row[name] for name in IDENTITY]
         for other in self.rows:
-            if [other[name] for name in IDENTITY] == identity:
+            if identity(other) == identity(row):
                 same = other["accuracy"] == row["accuracy"] and other["nmi"] == row["nmi"]
                 result = "with the same scores" if same else "with OTHER scores"
                 run = f"{row['model']} on {row['data']}, seed {row['seed']}"
@@ -128,7 +135,7 @@ def read_records(path: Path) -> list[Row]:
 
 def merge(path: Path, rows: Iterable[Row]) -> list[Row]:
     """Add records to a table on disk; a repeated run replaces its older record."""
-    table = {tuple(row[key] for key in IDENTITY): row for row in [*read_records(path), *rows]}
+    table = {identity(row): row for row in [*read_records(path), *rows]}
     merged = sorted(table.values(), key=lambda row: (row["data"], row["model"], int(row["seed"])))
     write_atomically(path, csv_text(merged).encode())
     return merged
