@@ -262,6 +262,10 @@ def test_figure_3_has_the_same_samples_side_by_side(methods: Methods, tmp_path: 
     assert done.stdout == f"{tmp_path / 'figure.png'}\n"
     height, width, _ = imread(tmp_path / "figure.png").shape
     assert width > 2.5 * height
+    two = ("--by", "class", "cluster", "--out", tmp_path / "rows.png", "--samples", 50)
+    done = script("maps", *runs, *two)
+    assert done.returncode == 0, done.stderr
+    assert 1.8 * height < imread(tmp_path / "rows.png").shape[0] < 2.1 * height
     done = script("maps", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: Expected a finished run, got no assignments.npz in ")
