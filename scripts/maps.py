@@ -14,24 +14,32 @@ from omegaconf import OmegaConf
 from clusterlab.checks import build
 from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.viz import save, side_by_side
+from clusterlab.viz import as_numbered, save, side_by_side
 
 
 def main() -> None:
-    """Draw the same samples in each run's embedding, coloured by class or by the last's cluster."""
+    """Draw the same samples in each run's embedding."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders on the same data")
     parser.add_argument("--out", type=Path, default=Path("maps.png"))
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        choices=("class", "cluster"),
+        default=["class"],
+        help="what the colours show, a row of maps for each: the class, or without labels the last "
+        "run's cluster; or each run's own cluster, in the colour of what it is matched with",
+    )
     parser.add_argument("--method", choices=("t-SNE", "UMAP"), default="t-SNE")
     parser.add_argument("--samples", type=int, default=1000, help="how many are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of their choice and of the maps")
     arguments = parser.parse_args()
     with exit_on_error():
-        draw(arguments.runs, arguments.out, arguments.samples, arguments.seed, arguments.method)
+        draw(**vars(arguments))
     print(arguments.out)
 
 
-def draw(runs: list[Path], out: Path, n_samples: int, seed: int, method: str) -> None:
+def draw(runs: list[Path], out: Path, by: list[str], method: str, samples: int, seed: int) -> None:
     """Read the embeddings that the runs left, and draw them."""
     records = []
     for run in runs:
@@ -41,23 +49,30 @@ def draw(runs: list[Path], out: Path, n_samples: int, seed: int, method: str) ->
     if len({record["data_sha256"] for record in records}) > 1:
         names = ", ".join(record["data"] for record in records)
         raise problem("runs on the same data", names, "give runs of one data set")
-    samples: Samples = build(OmegaConf.create(records[-1]["config"]["data"]["source"]))
+    data: Samples = build(OmegaConf.create(records[-1]["config"]["data"]["source"]))
     generator = torch.Generator().manual_seed(seed)
-    shown = torch.randperm(len(samples), generator=generator)[:n_samples].sort().values
+    shown = torch.randperm(len(data), generator=generator)[:samples].sort().values
 
-    embeddings, labels = [], torch.zeros(len(samples))
+    embeddings, clusters = [], []
     for run, record in zip(runs, records, strict=True):
         with np.load(run / "assignments.npz") as stored:
-            z, labels = torch.from_numpy(stored["z"]), torch.from_numpy(stored["label"])
+            z = torch.from_numpy(stored["z"])
+            clusters.append(torch.from_numpy(stored["label"]))
         accuracy = record["metrics"]["accuracy"]
         title = f"{record['model']} on {record['data']}, seed {record['seed']}"
         if "n_known" in record:
             title += f", {record['n_known'] / record['n_samples']:.1%} labelled"
         title += "" if accuracy is None else f": ACC {accuracy:.1%}"
         embeddings.append((title, z[shown]))
-    groups = labels if samples.y is None else samples.y
-    names = None if samples.y is None else samples.class_names
-    save(side_by_side(embeddings, groups[shown], names, seed, method), out)
+    reference = clusters[-1] if data.y is None else data.y
+    groups = {
+        "class": [reference[shown]] * len(runs),
+        "cluster": [as_numbered(own, reference)[own[shown]] for own in clusters],
+    }
+    of_class = "class" if data.y is not None else "the last run's cluster"
+    rows = {of_class if name == "class" else name: groups[name] for name in by}
+    names = None if data.y is None else data.class_names
+    save(side_by_side(embeddings, rows, names, seed, method), out)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clusterlab.curves import over_setting
+from clusterlab.curves import before_and_after, over_setting
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.report import FORMATS, SHORT, lines, numbers, of_table, render, sweeps
+from clusterlab.report import (
+    FORMATS,
+    SHORT,
+    lines,
+    numbers,
+    of_table,
+    render,
+    retrained,
+    sweeps,
+)
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 
@@ -28,7 +37,10 @@ def main() -> None:
         "--also", nargs="+", default=[], help="further columns, such as phases.finetune.steps"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for the table in all formats and a plot of each sweep"
+        "--out",
+        type=Path,
+        help="folder for the table in all formats, a plot of each sweep, and one of the scores "
+        "before and after a retrain phase",
     )
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="also a W&B run with the table; with --out offline there"
@@ -69,6 +81,8 @@ def main() -> None:
             if any(scores for _, scores in told):
                 points[f"{curve}, paper"] = told
         save(over_setting(setting, points), arguments.out / f"{setting}.png")
+    if before := retrained(table):
+        save(before_and_after("retrain", before), arguments.out / "retrain.png")
     if arguments.wandb:
         log_table(arguments.wandb, arguments.out, [numbers(line, arguments.also) for line in table])
     print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)

@@ -257,11 +257,12 @@ def script(name: str, *argv: Any) -> subprocess.CompletedProcess[str]:
 
 def test_figure_3_has_the_same_samples_side_by_side(methods: Methods, tmp_path: Path) -> None:
     runs = [methods[name][0] for name in ("cae_kmeans", "dec_conv", "dcec")]
-    done = script("maps", *runs, "--out", tmp_path / "figure.png", "--samples", 50)
+    asked = ("--by", "class", "cluster", "--out", tmp_path / "figure.png", "--samples", 50)
+    done = script("maps", *runs, *asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'figure.png'}\n"
     height, width, _ = imread(tmp_path / "figure.png").shape
-    assert width > 2.5 * height
+    assert 1.3 * height < width < 2 * height  # three columns, two rows
     done = script("maps", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: Expected a finished run, got no assignments.npz in ")

@@ -18,12 +18,14 @@ from clusterlab.errors import UserError
 from clusterlab.report import (
     FORMATS,
     SAME,
+    START,
     Line,
     benchmark_table,
     differences,
     fill,
     lines,
     render,
+    retrained,
     sweeps,
 )
 from clusterlab.results import read_records
@@ -312,6 +314,48 @@ def test_further_columns() -> None:
     assert float(numbers["phases.finetune.steps_std"]) == pytest.approx(280 / 2**0.5, rel=1e-4)
 
 
+def test_the_share_of_right_labels_is_a_score_too() -> None:
+    name = "phases.retrain.accuracy_rejected"
+    table = lines([row(0, **{name: "0.1"}), row(1, **{name: "0.3"})])
+    head, _, line, *_ = render(table, format="markdown", also=[name]).splitlines()
+    assert cells(line)[cells(head).index(name)] == "20 ± 14.1"
+    (numbers,) = csv.DictReader(io.StringIO(render(table, format="csv", also=[name])))
+    assert float(numbers[name]) == pytest.approx(0.2)  # as all scores for programs
+    assert float(numbers[f"{name}_std"]) == pytest.approx(0.1 * 2**0.5, rel=1e-4)
+
+
+# Before and after module B
+
+
+def with_module_b(seed: int, accuracy: float, nmi: float, **changes: str) -> dict[str, str]:
+    start = {f"{START}accuracy": str(accuracy), f"{START}nmi": str(nmi)}
+    return row(seed, model="idcec") | start | changes
+
+
+def test_what_module_b_changed_is_told_run_by_run() -> None:
+    rows = [with_module_b(0, 0.9, 0.7), with_module_b(1, 0.85, 0.6), row(0)]  # ends: 0.80, 0.81
+    found = retrained(lines([*rows, row(0, model="also", **{f"{START}accuracy": ""})]))
+    assert list(found) == ["idcec on usps"]
+    assert list(found["idcec on usps"]) == ["ACC", "NMI"]
+    assert np.allclose(found["idcec on usps"]["ACC"], [[90, 80], [85, 81]])
+    other = [with_module_b(0, 0.9, 0.7, settings_sha256=f"{i}" * 64) for i in (1, 2)]
+    figure = curves.before_and_after("retrain", found | retrained(lines(other)))
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 3
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "ACC\n-7.0 ± 4.2",  # 10 and 4
+        "NMI\n+5.0 ± 7.1",  # 0 and 10
+    ]
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
+    assert [pytest.approx([90, 80]), pytest.approx([85, 81])] == drawn[:2]
+    assert [87.5] in drawn
+    (bar,) = axes.collections[0].get_segments()
+    assert bar[:, 1] == pytest.approx([87.5 - 12.5**0.5, 87.5 + 12.5**0.5])
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["before retrain", "after retrain"]
+
+
 # Sweeps
 
 
@@ -384,7 +428,8 @@ def report(*argv: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_program_prints_and_writes(tmp_path: Path) -> None:
-    rows = [swept(gamma, seed) for gamma in (0.1, 1.0) for seed in (0, 1)]
+    start = {f"{START}accuracy": "0.7"}
+    rows = [swept(gamma, seed, **start) for gamma in (0.1, 1.0) for seed in (0, 1)]
     table = tmp_path / "records.csv"
     heads = list(rows[0])
     with table.open("w", newline="") as file:
@@ -399,7 +444,8 @@ def test_the_program_prints_and_writes(tmp_path: Path) -> None:
     assert "loss.gamma=0.1" in done.stdout
     assert "unfinished: " in done.stdout
     made = {path.name for path in out.iterdir()}
-    assert made == {"table.txt", "table.md", "table.tex", "table.csv", "loss.gamma.png"}
+    tables = {"table.txt", "table.md", "table.tex", "table.csv"}
+    assert made == {*tables, "loss.gamma.png", "retrain.png"}
     assert (out / "table.md").read_text() == done.stdout
     again = report(tmp_path / "none")
     assert (again.returncode, again.stdout) == (1, "")

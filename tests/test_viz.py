@@ -388,15 +388,20 @@ def test_no_global_state_is_left_behind():
     assert dict(mpl.rcParams) == settings
 
 
-def test_maps_side_by_side_show_the_same_samples_in_the_same_colours():
+def test_maps_side_by_side_show_the_same_samples_a_row_for_each_colouring():
     groups = torch.arange(30) % 3
     z = torch.randn(30, 4) + 9 * groups[:, None]
-    figure = viz.side_by_side([("one", z), ("other", -z)], groups, ["a", "b", "c"])
+    rows = {"class": [groups, groups], "cluster": [groups, (groups + 1) % 3]}
+    figure = viz.side_by_side([("one", z), ("other", -z)], rows, ["a", "b", "c"])
     draw(figure)
-    assert [axes.get_title() for axes in figure.axes] == ["one", "other"]
-    one, other = (axes.collections[0] for axes in figure.axes)
+    assert [axes.get_title() for axes in figure.axes] == ["one", "other", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["by class", "", "by cluster", ""]
+    one, other, below, own = (axes.collections[0] for axes in figure.axes)
     assert len(one.get_offsets()) == 30
     assert np.array_equal(one.get_facecolors(), other.get_facecolors())
+    assert np.array_equal(one.get_facecolors(), below.get_facecolors())
+    assert np.array_equal(other.get_offsets(), own.get_offsets())
+    assert np.array_equal(own.get_facecolors()[:2], other.get_facecolors()[1:3])
     assert len(np.unique(one.get_facecolors(), axis=0)) == 3
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["0  a", "1  b", "2  c"]
 
@@ -408,7 +413,7 @@ def test_umap_is_seeded_and_keeps_blobs_together():
     points = viz.umap(z)
     assert torch.equal(points, viz.umap(z))
     assert metrics.silhouette(points, labels) > 0.5
-    figure = viz.side_by_side([("one", z)], labels, method="UMAP")
+    figure = viz.side_by_side([("one", z)], {"class": [labels]}, method="UMAP")
     assert suptitle(figure) == "UMAP of the same 60 samples"
     with pytest.raises(UserError, match="at least 4 samples to map, got 3"):
         viz.umap(z[:3])

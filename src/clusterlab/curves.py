@@ -198,6 +198,42 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
 
 
 @style
+def before_and_after(phase: str, scores: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
+    """Draw scores before and after a phase, a panel for each method.
+
+    A grey line is a run, a bar one standard deviation over runs to either side of their mean.
+    Below a score stands by how much it changed, mean and deviation over runs.
+
+    Args:
+        phase: Its name.
+        scores: By method and then by score, those of each run, in percent; shape ``(runs, 2)``.
+    """
+    figure, grid = panel_grid(math.ceil(len(scores) / 2), min(2, len(scores)), 4.2, 3)
+    for axes, (method, values) in zip(grid.flat, scores.items(), strict=False):
+        ticks = []
+        for i, (name, pairs) in enumerate(values.items()):
+            at = np.array([i - 0.2, i + 0.2])
+            axes.plot(at, pairs.T, color="0.7", lw=0.8, zorder=2)
+            change, ddof = pairs[:, 1] - pairs[:, 0], 1 if len(pairs) > 1 else 0
+            spread = pairs.std(0, ddof=ddof)
+            for j, when in enumerate(("before", "after")):
+                label = f"{when} {phase}" if i == 0 else None
+                point = {"fmt": "o", "ms": 5, "capsize": 3, "color": PALETTE[j], "zorder": 3}
+                axes.errorbar(at[j], pairs[:, j].mean(), spread[j], label=label, **point)
+            ticks.append(f"{name}\n{change.mean():+.1f} ± {change.std(ddof=ddof):.1f}")
+        axes.set_title(method, loc="left")
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_ylabel("score, %")
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92", axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(scores) :]:
+        axes.remove()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@style
 def over_clusters(
     ks: Sequence[int],
     values: Mapping[str, NDArray[np.float64]],

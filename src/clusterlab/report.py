@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,7 @@ from clusterlab.results import CONFIG, Row
 # What must agree among the runs of one mean.
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
+START = "phases.retrain.metrics_at_start."
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
 FORMATS = ("text", "markdown", "latex", "csv")
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
@@ -50,8 +53,7 @@ class Line:
         In percent for the four scores, of whatever samples or phase; any other number of the
         records is left as it is.
         """
-        factor = 100 if name.rpartition(".")[2] in SCORES else 1
-        values = [factor * float(row[name]) for row in self.rows if row.get(name)]
+        values = [scale(name) * float(row[name]) for row in self.rows if row.get(name)]
         return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
 
     def theirs(self, name: str) -> float | None:
@@ -95,6 +97,16 @@ def of_table(
         if (row["data"], row["model"]) in cells and row["experiment"] not in others
     ]
     return chosen, own
+
+
+def scale(name: str) -> int:
+    """Return by what a number of the records is multiplied to be shown: a score is in percent.
+
+    Example:
+        >>> [scale(n) for n in ("nmi", "phases.retrain.accuracy_rejected", "phases.retrain.steps")]
+        [100, 100, 1]
+    """
+    return 100 if name.rpartition(".")[2].partition("_")[0] in SCORES else 1
 
 
 def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
@@ -289,8 +301,8 @@ def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
             row[f"{name}_unlabelled"] = f"{ours[0] / 100:.6f}"
     for name in also:
         if found := line.ours(name):
-            row[name] = f"{found[0]:.9g}"
-            row[f"{name}_std"] = "" if found[1] is None else f"{found[1]:.6g}"
+            row[name] = f"{found[0] / scale(name):.9g}"
+            row[f"{name}_std"] = "" if found[1] is None else f"{found[1] / scale(name):.6g}"
     if line.rows:
         row["minutes"] = f"{line.minutes:.2f}"
         row |= {name: line.rows[0].get(name, "") for name in SAME}
@@ -416,6 +428,29 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
         if long:
             swept[name] = long
     return swept
+
+
+# Before and after a classifier is trained
+
+
+def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Find the lines whose runs were scored before their retrain phase too.
+
+    Returns:
+        By line and then by score, what each run had before and after it, in percent; shape
+        ``(runs, 2)``.
+    """
+    found = {}
+    for line in table:
+        scores = {}
+        for name, label in SHORT.items():
+            both = [[row.get(START + name), row.get(name)] for row in line.rows]
+            if pairs := [pair for pair in both if all(pair)]:
+                scores[label] = 100 * np.array(pairs, dtype=float)
+        if scores:
+            told = [f"{name}={value}" for name, value in line.different.items()]
+            found[", ".join([f"{line.method} on {line.data}", *told])] = scores
+    return found
 
 
 # The README

@@ -77,6 +77,8 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         UserError: If config, data, checkpoint or folder are not what they must be.
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    for name in [name for name, phase in cfg.phases.items() if phase is None]:
+        del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
     check_seed(cfg.seed)
     if samples is None:

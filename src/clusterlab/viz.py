@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,25 @@ def umap(z: Tensor, seed: int = 0) -> Tensor:
     return torch.as_tensor(model.fit_transform(z.detach().cpu().float().numpy()))
 
 
+def as_numbered(labels: Tensor, groups: Tensor) -> Tensor:
+    """Return the number of the group that each cluster is matched with, shape ``(K,)``.
+
+    Clusters that are matched with none have further numbers.
+
+    Args:
+        labels: Hard assignment, shape ``(n,)``.
+        groups: Such as the class, shape ``(n,)``.
+
+    Example:
+        >>> as_numbered(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 1, 1, 0, 0]))
+        tensor([1, 2, 0])
+    """
+    n_groups = int(groups.max()) + 1
+    matched = match(contingency(groups, labels, n_groups, int(labels.max()) + 1))
+    matched[matched < 0] = n_groups + torch.arange(int((matched < 0).sum()))
+    return matched
+
+
 @style
 def tsne_panels(
     before: Tensor | None,
@@ -197,10 +216,8 @@ def tsne_panels(
     columns = [("cluster", labels, numbers)]
     if y is not None:
         y = y.detach().cpu()
-        table = contingency(y, labels, int(y.max()) + 1, len(numbers))
-        matched = match(table)
-        matched[matched < 0] = len(table) + torch.arange(int((matched < 0).sum()))
-        columns = [("cluster", labels, matched), ("class", y, torch.arange(len(table)))]
+        classes = torch.arange(int(y.max()) + 1)
+        columns = [("cluster", labels, as_numbered(labels, y)), ("class", y, classes)]
     rows = [("" if before is None else "after finetuning, ", after, places)]
     if before is not None:
         rows = [("before finetuning, ", before, None), *rows]
@@ -218,16 +235,16 @@ def tsne_panels(
 @style
 def side_by_side(
     embeddings: Sequence[tuple[str, Tensor]],
-    groups: Tensor,
+    rows: Mapping[str, Sequence[Tensor]],
     class_names: Sequence[str] | None = None,
     seed: int = 0,
     method: str = "t-SNE",
 ) -> Figure:
-    """Draw maps of several embeddings of the same samples, in the same colours.
+    """Draw maps of several embeddings of the same samples, a row for each way to colour them.
 
     Args:
         embeddings: Titles and embeddings of shape ``(n, d)``.
-        groups: What the colours show, such as the class; shape ``(n,)``.
+        rows: By what the colours show, such as "class", each embedding's groups, shape ``(n,)``.
         class_names: One name a class.
         seed: Seed of the maps.
         method: ``t-SNE`` or ``UMAP``.
@@ -236,12 +253,17 @@ def side_by_side(
         UserError: If umap-learn is needed and not installed.
     """
     arrange = {"t-SNE": tsne, "UMAP": umap}[method]
-    title = f"{method} of the same {len(groups):,} samples"
-    figure, grid = panel_grid(1, len(embeddings), 4.2, 4.1, title)
-    colours = torch.arange(int(groups.max()) + 1)
-    for axes, (name, z) in zip(grid[0], embeddings, strict=True):
-        _scatter(axes, arrange(z, seed).numpy(), groups.numpy(), colours.numpy())
-        axes.set_title(name)
+    n_samples = len(embeddings[0][1])
+    title = f"{method} of the same {n_samples:,} samples"
+    figure, grid = panel_grid(len(rows), len(embeddings), 4.2, 4.1, title)
+    for j, (name, z) in enumerate(embeddings):
+        points = arrange(z, seed).numpy()
+        grid[0, j].set_title(name)
+        for axes, groups in zip(grid[:, j], rows.values(), strict=True):
+            colours = torch.arange(int(groups[j].max()) + 1)
+            _scatter(axes, points, groups[j].numpy(), colours.numpy())
+    for axes, what in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(f"by {what}")
     _explain(figure, class_names)
     return figure
 

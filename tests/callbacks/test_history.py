@@ -20,7 +20,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.models.dcec import DCEC
 from clusterlab.training import run
-from conftest import LITTLE, KillAt, KilledError
+from conftest import LITTLE_IDCEC, KillAt, KilledError
 
 Make = Callable[..., DCEC]
 Train = Callable[..., Trainer]
@@ -61,19 +61,17 @@ def test_a_killed_phase_keeps_what_it_had(
 def test_a_run_leaves_and_draws_it(
     compose: Callable[..., Any], little_npz: Path, tmp_path: Path
 ) -> None:
-    cfg = compose(
-        *LITTLE,
-        f"data.path={little_npz}",
-        "figures=true",
-        "+phases.finetune.callbacks.history._target_=clusterlab.callbacks.EmbeddingHistory",
-        "+phases.finetune.callbacks.history.interval=10",
-    )
-    run(cfg)
-    with np.load(tmp_path / "run" / "finetune" / "embedding.npz") as stored:
-        assert stored["step"].tolist() == [0, 10, 20, 30]
-        assert stored["z"].shape == (4, 200, 5)
-        assert stored["index"].tolist() == list(range(200))
-    assert (tmp_path / "run" / "figures" / "history_finetune.png").exists()
+    history = "{_target_:clusterlab.callbacks.EmbeddingHistory,interval:5}"
+    phases = ("finetune", "retrain")
+    asked = [f"+phases.{phase}.callbacks.history={history}" for phase in phases]
+    run(compose(*LITTLE_IDCEC, f"data.path={little_npz}", "figures=true", *asked))
+    for phase, d in zip(phases, (5, 128), strict=True):
+        with np.load(tmp_path / "run" / phase / "embedding.npz") as stored:
+            assert stored["step"].tolist()[:3] == [0, 5, 10]
+            assert stored["z"].shape[1:] == (200, d)
+            assert not np.array_equal(stored["z"][0], stored["z"][1])
+            assert stored["index"].tolist() == list(range(200))
+        assert (tmp_path / "run" / "figures" / f"history_{phase}.png").exists()
 
 
 @pytest.mark.parametrize(("interval", "n"), [(0, 5), (1.5, 5), (3, 0), (3, "all")])

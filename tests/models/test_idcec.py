@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clusterlab.callbacks import PhaseCheckpoint, SelfTraining
+from clusterlab.callbacks import EmbeddingHistory, PhaseCheckpoint, SelfTraining
 from clusterlab.centers import center_samples, kmeans, reliable_samples, renumber
-from clusterlab.data.samples import Samples
+from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import UserError
 from clusterlab.losses import kl_divergence, squared_weights
 from clusterlab.models.idcec import IDCEC
@@ -311,6 +311,24 @@ def test_settled_labels_stop_the_phase(train: Train, tiny: Samples) -> None:
     assert trainer.current_epoch == 2
     assert b.record()["stop_reason"] == "tolerance"
     assert b.record()["label_change"] == 0
+
+
+def test_a_history_has_the_hidden_layer_and_leaves_the_training_alone(
+    train: Train, tiny: Samples
+) -> None:
+    model, history = idcec(), EmbeddingHistory(interval=4, n_samples=20)
+    train(model, tiny, "retrain", [SelfTraining(-1, 0), history], batch_size=29, max_epochs=4)
+    assert history.steps == [0, 4, 8, 12, 16, 20, 24, 28]  # 7 an epoch, the last one the end
+    seen: list[Tensor] = []
+    model.classifier[-1].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    model.classifier.eval()(as_float(tiny.x[history.index]))
+    assert history.kept[-1].shape == (20, 12)
+    torch.testing.assert_close(history.kept[-1], seen[0])
+    assert not torch.equal(history.kept[-1], history.kept[0])
+    alone = idcec()
+    train(alone, tiny, "retrain", [SelfTraining(-1, 0)], batch_size=29, max_epochs=4)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_a_killed_phase_goes_on_bit_for_bit(train: Train, tiny: Samples, tmp_path: Path) -> None:

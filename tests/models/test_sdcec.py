@@ -244,3 +244,20 @@ def test_classifiers_on_the_same_embedding_and_labels(
     cfg.run_dir, cfg.data.labelled = str(tmp_path / "none"), 0
     with pytest.raises(UserError, match="enough labelled samples, got 0"):
         run(cfg)
+
+
+def test_classifiers_start_from_the_same_augmented_pretraining(
+    little_npz: Path, tmp_path: Path
+) -> None:
+    for name in ("sdcec", "cae_knn"):
+        asked = ["experiment=sdcec_augmented", f"model={name}", f"data.path={little_npz}"]
+        asked += [part for part in FINISHED if name == "sdcec" or "finetune" not in part]
+        asked.remove("model.n_init=2")
+        cfg = composed(tmp_path, *asked, "data.labelled=0.1", f"run_dir={tmp_path / name}")
+        record = run(cfg)
+        assert record["config"]["phases"]["pretrain"]["augment"]["degrees"] == 10
+        assert record["phases"]["pretrain"]["reused"] == (name != "sdcec")
+        second = "finetune" if name == "sdcec" else "cluster"
+        assert list(record["config"]["phases"]) == ["pretrain", second]
+    cfg = composed(tmp_path, "experiment=sdcec_augmented", "model=cae_logistic")
+    assert cfg.phases.finetune is None

@@ -77,6 +77,8 @@ class History(Callback):
 class EmbeddingHistory(History):
     """Embed the same samples: ``index`` (n,) and ``z`` (S, n, d) in ``embedding.npz``.
 
+    As the phase learns to: a phase that trains a classifier has that one's hidden layer.
+
     Args:
         interval: Optimizer steps between two embeddings.
         n_samples: How many samples, drawn by the run's seed; all if there are fewer.
@@ -98,7 +100,7 @@ class EmbeddingHistory(History):
         chosen = torch.randperm(len(samples), generator=generator)[: self.n_samples]
         self.index = chosen.sort().values
         batches = in_order(samples.x[self.index])
-        return full_pass(model.network.encode, model.network, batches, model.device).cpu()
+        return full_pass(model.learned_embedding, model, batches, model.device).cpu()
 
     def arrays(self) -> dict[str, Any]:
         """Return the samples' numbers and their embeddings."""

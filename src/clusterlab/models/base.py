@@ -90,6 +90,10 @@ class DeepClustering(LightningModule):
         """Return the target distribution from the whole soft assignment, both ``(N, K)``."""
         return target_distribution(q)
 
+    def learned_embedding(self, x: Tensor) -> Tensor:
+        """Return the embedding that the current phase trains, of images; shape ``(B, d)``."""
+        return self.network.encode(x)
+
     # Using a trained model
 
     def assign(self, z: Tensor) -> Tensor:

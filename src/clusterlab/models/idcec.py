@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clusterlab.assignment import soft_assignment
@@ -12,7 +12,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.distributed import full_pass
 from clusterlab.losses import Divergence, squared_weights
 from clusterlab.models.base import DeepClustering
-from clusterlab.networks import Autoencoder
+from clusterlab.networks import Autoencoder, Classifier
 
 
 class IDCEC(DeepClustering):
@@ -54,7 +54,7 @@ class IDCEC(DeepClustering):
     def __init__(
         self,
         network: Autoencoder,
-        classifier: nn.Module,
+        classifier: Classifier,
         n_clusters: int,
         divergence: Divergence,
         alpha: float,
@@ -113,6 +113,11 @@ class IDCEC(DeepClustering):
     def forward(self, x: Tensor) -> Tensor:
         """Return class probabilities once the classifier is trained, q before; ``(B, K)``."""
         return self.classify(x) if self.phase == "retrain" else super().forward(x)
+
+    def learned_embedding(self, x: Tensor) -> Tensor:
+        """Return module A's embedding, and the classifier's hidden layer in module B."""
+        retrain = self.phase == "retrain"
+        return self.classifier.hidden(x) if retrain else super().learned_embedding(x)
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the classifier's probabilities of images ``(B, C, H, W)``, shape ``(B, K)``."""

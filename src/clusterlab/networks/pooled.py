@@ -134,3 +134,9 @@ class Classifier(nn.Sequential):
             nn.Linear(hidden, n_clusters),
         )
         self.apply(glorot_)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return what the last layer sees of images ``(B, C, H, W)``, shape ``(B, hidden)``."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
