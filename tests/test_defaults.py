@@ -8,8 +8,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from clusterlab.checks import build, network_for
 from clusterlab.data.samples import Samples
-from clusterlab.defaults import batch_size_for, epochs_for, fit_to_data, update_interval_for
+from clusterlab.defaults import (
+    batch_size_for,
+    epochs_for,
+    fit_to_data,
+    standardized,
+    update_interval_for,
+)
 
 Compose = Callable[..., DictConfig]
 
@@ -80,6 +87,26 @@ def test_many_images_vectors_and_methods_without_a_phase(compose: Compose) -> No
     cfg = compose("data=npz", "data.path=x.npz", "model=icae_no_augmentation")
     fit_to_data(cfg, images(300))
     assert cfg.phases.finetune.augment is None
+
+
+@pytest.mark.parametrize("data", ["npz", "array"])
+def test_own_vectors_are_standardised(compose: Compose, data: str) -> None:
+    """Whatever the network's scale; neither images are nor the sets that papers scale their way."""
+    x = 50 + 20 * torch.randn(5_000, 8, generator=torch.Generator().manual_seed(0))
+    vectors, pictures = Samples("vectors", x), images(30)
+    given = (f"data={data}", *(["data.path=x.npz"] if data == "npz" else []))
+    for asked, scale in ((["cdc"], 1), (["idec"], 1), (["idec", "network.scale=3"], 3)):
+        cfg = compose(*given, "n_clusters=4", f"model={asked[0]}", *asked[1:])
+        assert standardized(cfg.data, vectors)
+        assert not standardized(cfg.data, pictures)
+        node = network_for(cfg.network, vectors, standardize=True)
+        seen = build(node).seen(x)
+        assert [seen.mean(), seen.std()] == pytest.approx([0, scale], abs=1e-3)
+    cfg = compose("model=cdc", *given, "n_clusters=4", "data.standardize=false")
+    assert not standardized(cfg.data, vectors)
+    assert network_for(cfg.network, vectors).scale == 1
+    for name in ("stl10", "reuters10k", "newsgroups20"):
+        assert not standardized(compose(f"data={name}").data, vectors)
 
 
 @pytest.mark.parametrize("experiment", ["dcec_table1", "sdcec_table1", "dec_da_usps"])

@@ -206,21 +206,28 @@ def test_mlp_has_linear_ends_and_relus_between():
     assert x_hat.shape == x.shape
 
 
-def test_a_scaled_network_trains_as_an_unscaled_one_on_scaled_images():
+@pytest.mark.parametrize("shift", [0.0, 7.0])
+def test_a_scaled_network_trains_as_an_unscaled_one_on_scaled_images(shift: float) -> None:
     """Same gradients, and everything outside stays in the scale of the images."""
     gradients, outputs = [], []
-    for scale, factor in ((3.0, 1.0), (1.0, 3.0)):
+    for scale, factor, zero in ((3.0, 1.0, shift), (1.0, 3.0, 0.0)):
         torch.manual_seed(0)
-        network = MLPAutoencoder((1, 4, 4), 3, hidden=(8,), scale=scale).double()
-        x = factor * torch.rand(5, 1, 4, 4, dtype=torch.float64)
+        network = MLPAutoencoder((1, 4, 4), 3, hidden=(8,), scale=scale, shift=zero).double()
+        x = zero + factor * torch.rand(5, 1, 4, 4, dtype=torch.float64)
         z, x_hat = network(x)
         network.reconstruction_loss(x, x_hat).backward()
         gradients.append([p.grad for p in network.parameters()])
-        outputs.append((z, x_hat / factor))
+        outputs.append((z, (x_hat - zero) / factor))
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other)
     assert torch.allclose(outputs[0][0], outputs[1][0])
     assert torch.allclose(outputs[0][1], outputs[1][1])
+
+
+@pytest.mark.parametrize("kind", [ConvAutoencoder, PooledAutoencoder, ResidualAutoencoder])
+def test_convolutions_refuse_vectors(kind: type[Autoencoder]) -> None:
+    with pytest.raises(UserError, match="images for convolutions, got vectors of 7 numbers"):
+        kind((7,), 3)  # type: ignore[arg-type, call-arg]
 
 
 def test_pixels_are_their_own_embedding():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clusterlab.callbacks import ClusterInit
 from clusterlab.data.augment import RandomAffine
@@ -95,7 +95,7 @@ def number_of_clusters(asked: Any, samples: Samples) -> int:
     return n_clusters
 
 
-def network_for(node: DictConfig, samples: Samples) -> DictConfig:
+def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -> DictConfig:
     """Return a network's config with what only the data knows, of one that takes the data.
 
     Convolutions have no use for vectors: ``network=mlp`` then takes their place.
@@ -103,6 +103,7 @@ def network_for(node: DictConfig, samples: Samples) -> DictConfig:
     Args:
         node: The network's config as it was asked for, part of a run's config.
         samples: The data.
+        standardize: Whether a network that has a scale sees them with mean 0 and deviation 1.
     """
     if not samples.are_images and getattr(get_class(node._target_), "images_only", False):
         log.info("Samples are vectors: network=mlp takes the place of %s.", node._target_)
@@ -112,17 +113,25 @@ def network_for(node: DictConfig, samples: Samples) -> DictConfig:
         mlp.embedding_dim = node.embedding_dim
         node = mlp
     node.input_shape = list(samples.input_shape)
-    if "scale" in node and node.scale is None:
+    if "scale" in node and standardize:
+        mean, deviation = samples.mean_and_deviation()
+        with open_dict(node):
+            node.shift, node.scale = mean, (node.scale or 1.0) / deviation
+        log.info("Standardised: the network sees %.3g (x - %.3g).", node.scale, mean)
+    elif "scale" in node and node.scale is None:
         node.scale = samples.unit_scale()
     return node
 
 
-def check_vectors(phases: DictConfig) -> None:
-    """Refuse phases that change images, for data of vectors.
+def check_vectors(model: DictConfig, phases: DictConfig) -> None:
+    """Refuse a method that learns from images, and phases that change them, for data of vectors.
 
     Raises:
-        UserError: Naming the first.
+        UserError: Naming the method, else the first of the phases.
     """
+    method = get_class(model._target_)
+    if getattr(method, "images_only", False):
+        raise problem(f"images for {method.__name__}", "vectors", "set model=cdc, dec or idec")
     for name in map(str, phases):
         if phases[name] and phases[name].get("augment"):
             remedy = f"add ~augment@phases.{name}.augment to the command"

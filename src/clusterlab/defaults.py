@@ -83,6 +83,12 @@ def fit_to_data(cfg: DictConfig, samples: Samples) -> None:
         log.info("Chosen for %s samples: %s", f"{len(samples):,}", told)
 
 
+def standardized(data: DictConfig, samples: Samples) -> bool:
+    """Tell whether ``data.standardize`` asks for it: ``auto`` of vectors, ``true`` of all."""
+    asked = data.get("standardize", False)
+    return not samples.are_images if asked == "auto" else bool(asked)
+
+
 def augmented(data: DictConfig, samples: Samples) -> bool:
     """Tell whether ``data.augment=auto`` asks for augmentation: of images, if they are few."""
     return bool(data.get("augment") == "auto") and samples.are_images and len(samples) < FEW_IMAGES

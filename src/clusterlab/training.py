@@ -41,7 +41,7 @@ from clusterlab.checks import (
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
-from clusterlab.defaults import fit_to_data
+from clusterlab.defaults import fit_to_data, standardized
 from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
 from clusterlab.figures import BEFORE, PAGE, some_of
@@ -84,6 +84,8 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     if samples is None:
         samples = build(cfg.data.source)
     assert samples is not None
+    if not samples.are_images:
+        check_vectors(cfg.model, cfg.phases)
     fit_to_data(cfg, samples)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     told: dict[str, Tensor] = {}  # to models that learn from some labels
@@ -94,9 +96,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     check_phases(cfg.phases)
     seed_everything(cfg.seed, verbose=False)
-    cfg.network = network_for(cfg.network, samples)
-    if not samples.are_images:
-        check_vectors(cfg.phases)
+    cfg.network = network_for(cfg.network, samples, standardized(cfg.data, samples))
     model: DeepClustering = build(cfg.model, network=build(cfg.network), **told)
 
     if cfg.init_from is not None:

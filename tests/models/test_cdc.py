@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from clusterlab.assignment import soft_assignment, target_distribution
+from clusterlab.checks import build
+from clusterlab.files import config_folder
 from clusterlab.loggers import read_csv
 from clusterlab.losses import kl_divergence
 from clusterlab.models.cdc import CDC, affinity_loss, correlation_loss, similarities
@@ -215,6 +218,76 @@ def test_a_whole_run(little_npz: Path, tmp_path: Path) -> None:
     labels, _ = load(tmp_path / "run").predict(np.load(little_npz)["x"])
     sizes = np.bincount(labels, minlength=5).tolist()
     assert sizes == record["label_free"]["cluster_sizes"]
+
+
+def test_losses_are_those_of_what_the_network_sees() -> None:
+    """Where the network shifts and scales, as if the samples came like this."""
+    x = rand(8, 1, 4, 4, seed=3)
+    inside, outside = model(), model()
+    inside.network.scale, inside.network.shift = 0.01, 500.0
+    target = target_distribution(rand(8, 4, seed=4).softmax(1))
+    for cdc, samples in ((inside, 500 + 100 * x), (outside, x)):
+        cdc.target = target
+        batch = {"index": torch.arange(8), "x": samples}
+        for loss in (cdc.pretrain_loss, cdc.finetune_loss):
+            sum(loss(batch).values()).backward()  # type: ignore[union-attr]
+    pairs = list(zip(inside.parameters(), outside.parameters(), strict=True))
+    for one, two in pairs:
+        assert one.grad is not None
+        assert two.grad is not None
+        assert torch.allclose(one.grad, two.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_vectors_of_any_numbers_train(tmp_path: Path) -> None:
+    """Far from zero, with the authors' learning rates: as they are they end in NaN at once."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 4
+    x = 100 + rng.normal(0, 1, (4, 30))[y] + rng.normal(0, 0.1, (400, 30))
+    np.savez(tmp_path / "vectors.npz", x=x, y=y)
+    cfg = composed(
+        tmp_path,
+        *("model=cdc", "data=npz", f"data.path={tmp_path / 'vectors.npz'}", "trainer=cpu"),
+        *("network.hidden=[50,50]", "phases.pretrain.max_epochs=20", "figures=false"),
+        "phases.finetune.max_steps=100",
+    )
+    assert cfg.phases.pretrain.optimizer.lr == 0.1
+    record = run(cfg)
+    assert record["metrics"]["accuracy"] == 1
+    assert record["label_free"]["confidence"] > 0.5
+
+
+TABLE_3 = {  # lambda of the others, initial weights
+    "cdc_fashion_mnist": (0.001, "fan_in"),
+    "cdc_reuters10k": (0.001, "fan_in"),
+    "cdc_text": (0.001, "fan_in"),
+    "cdc_stl10": (0.001, "glorot"),
+    "cdc_cifar10": (0.000001, "glorot"),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), TABLE_3.items())
+def test_each_experiment_has_the_rows_of_table_3(
+    tmp_path: Path, name: str, expected: tuple[float, str]
+) -> None:
+    lambda_, init = expected
+    own = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text())
+    swept = own["hydra"]["sweeper"]["params"]["model"].split(",")
+    rows = {
+        "cdc_ae_kmeans": (0, 0.75, 0.001),  # without a finetune phase to use the last two
+        "cdc_ae_star_kmeans": (lambda_, 0.75, 0.001),
+        "cdc_c": (lambda_, 0, 0),
+        "cdc_ca": (lambda_, 0.75, 0),
+        "cdc": (lambda_, 0.75, 0.001),
+    }
+    assert swept == ["kmeans", *rows]
+    for row, weights in rows.items():
+        cfg = composed(tmp_path, f"experiment={name}", f"model={row}")
+        assert cfg.model_name == row
+        assert (cfg.model.lambda_, cfg.model.eta, cfg.model.beta) == weights
+        assert (cfg.network.init, cfg.network.scale) == (init, 1)
+    cfg = composed(tmp_path, f"experiment={name}", "model=kmeans")  # the first panel of Figure 3
+    cfg.network.input_shape = [7]
+    assert build(cfg.model, network=build(cfg.network)).network.embedding_dim == 7
 
 
 def test_the_rows_of_table_3(little_npz: Path, tmp_path: Path) -> None:

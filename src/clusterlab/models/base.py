@@ -38,11 +38,14 @@ class DeepClustering(LightningModule):
             since DDP does not accept parameters without a gradient.
 
     Attributes:
+        images_only: Whether samples must have height and width; a subclass's to say.
         centers: Cluster centers, shape ``(K, d)``, trained in the finetune phase.
         phase: Name of the current phase.
         optimizer: Builds the current phase's optimizer from parameters.
         target: Target distribution of the whole data set, shape ``(N, K)``; a callback's to set.
     """
+
+    images_only = False
 
     def __init__(
         self,

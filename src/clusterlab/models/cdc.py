@@ -101,11 +101,15 @@ class CDC(DeepClustering):
         x_hat = self.network.decode(z)
         terms["reconstruction"] = self.network.reconstruction_loss(x, x_hat)
         if self.lambda_ > 0:
-            terms["decoded"] = self.lambda_ * correlation_loss(z, x_hat, self.over_rows)
+            seen = self.network.seen(x_hat)
+            terms["decoded"] = self.lambda_ * correlation_loss(z, seen, self.over_rows)
         return terms
 
     def _correlation(self, z: Tensor, x: Tensor, x_hat: Tensor) -> Tensor:
-        return correlation_loss(z, x, self.over_rows) + correlation_loss(z, x_hat, self.over_rows)
+        # As the network sees them: the kernel's width is 1, whatever the samples' numbers are.
+        seen = (self.network.seen(samples) for samples in (x, x_hat))
+        with_x, with_x_hat = (correlation_loss(z, samples, self.over_rows) for samples in seen)
+        return with_x + with_x_hat
 
 
 def similarities(x: Tensor, over_rows: bool = True) -> Tensor:

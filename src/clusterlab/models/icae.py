@@ -49,6 +49,8 @@ class ICAE(DeepClustering):
         UserError: If the embedding has fewer than K - 1 dimensions.
     """
 
+    images_only = True
+
     def __init__(
         self,
         network: Autoencoder,

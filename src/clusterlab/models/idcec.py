@@ -51,6 +51,8 @@ class IDCEC(DeepClustering):
         pseudo_labels: Labels that the classifier learns, shape ``(N,)``; a callback's to set.
     """
 
+    images_only = True
+
     def __init__(
         self,
         network: Autoencoder,

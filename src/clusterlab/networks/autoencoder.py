@@ -19,23 +19,30 @@ class Autoencoder(nn.Module):
         encoder: Maps ``x`` of shape ``(B, *input)`` to ``z`` of shape ``(B, d)``.
         decoder: Maps ``z`` back to the shape of ``x``.
         embedding_dim: d.
-        scale: Factor between the samples and what the network sees: it encodes ``scale * x``.
+        scale: Factor between the samples and what the network sees, which is ``scale (x - shift)``.
+        shift: What the network sees as zero.
     """
 
     images_only = False
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, embedding_dim: int, scale: float = 1.0
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        embedding_dim: int,
+        scale: float = 1.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.embedding_dim = embedding_dim
         self.scale = scale
+        self.shift = shift
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding ``z``, shape ``(B, d)``."""
-        return _widened(self.encoder(x if self.scale == 1 else self.scale * x))
+        return _widened(self.encoder(self.seen(x)))
 
     def decode(self, z: Tensor, frozen: bool = False) -> Tensor:
         """Return the reconstruction ``x_hat``, shaped like the input.
@@ -49,7 +56,13 @@ class Autoencoder(nn.Module):
             x_hat = _widened(functional_call(self.decoder, weights, z))
         else:
             x_hat = _widened(self.decoder(z))
-        return x_hat if self.scale == 1 else x_hat / self.scale
+        x_hat = x_hat if self.scale == 1 else x_hat / self.scale
+        return x_hat if self.shift == 0 else x_hat + self.shift
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Return samples in the network's own scale, shaped like the input."""
+        x = x if self.shift == 0 else x - self.shift
+        return x if self.scale == 1 else self.scale * x
 
     def reconstruction_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Return the mean squared error over samples and values, in the network's own scale."""

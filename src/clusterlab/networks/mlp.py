@@ -32,6 +32,7 @@ class MLPAutoencoder(Autoencoder):
         embedding_dim: Width of the embedding; the paper takes 10.
         hidden: Widths between input and embedding.
         scale: Factor between the samples and what the network sees.
+        shift: What the network sees as zero.
         init: ``glorot`` or ``fan_in``.
 
     Example:
@@ -48,6 +49,7 @@ class MLPAutoencoder(Autoencoder):
         hidden: Sequence[int] = (500, 500, 2000),
         scale: float = 1.0,
         init: Literal["glorot", "fan_in"] = "glorot",
+        shift: float = 0.0,
     ) -> None:
         widths = [math.prod(input_shape), *hidden, embedding_dim]
         encoder: list[nn.Module] = [nn.Flatten()]
@@ -57,7 +59,8 @@ class MLPAutoencoder(Autoencoder):
             decoder += [nn.Linear(widths[-1 - i], widths[-2 - i]), nn.ReLU()]
         decoder[-1] = nn.Unflatten(1, tuple(input_shape))  # in place of a ReLU
         encoder.pop()
-        super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim, scale)
+        halves = nn.Sequential(*encoder), nn.Sequential(*decoder)
+        super().__init__(*halves, embedding_dim, scale, shift)
         self.apply({"glorot": glorot_, "fan_in": fan_in_}[init])
 
 
