@@ -556,6 +556,11 @@ def test_a_failing_job_does_not_stop_a_sweep(do: Callable[..., Command], work: P
     assert "Sweep of 3: 1 done, 0 running, 0 failed, 2 left, about 0:00 h." in command.stderr
     *_, head, why, again = command.stderr.splitlines()
     assert head == "Sweep of 3: 2 done, 0 running, 1 failed, 0 left."
+    after = "Sweep of 3: 1 done, 0 running, 1 failed, 1 left, about 0:00 h."
+    assert after in command.stderr
+    (log,) = work.glob("runs/.multirun/*/progress.log")
+    assert len(log.read_text().splitlines()) == 4
+    assert after in log.read_text()
     assert re.search(r" n_clusters=1 .*: Expected n_clusters from 2 to .+; set n_clusters\.$", why)
     repeated = shlex.split(again.removeprefix("  again: python "))
     assert repeated[0].endswith("train.py")
@@ -669,6 +674,18 @@ def test_signal_between_phases(do: Callable[..., Command], work: Path) -> None:
     command = do("run_dir=run", before=before)
     assert command.code == 130, command.stderr
     assert "Interrupted;" in command.stderr
+    assert "Traceback" not in command.stderr
+    assert not (work / "run" / "result.json").exists()
+
+
+def test_a_launcher_starts_its_job_again(do: Callable[..., Command], work: Path) -> None:
+    """Submitit stops a job by an exit with a code that makes it start the job again."""
+    before = (
+        "import sys, clusterlab.training as training\n"
+        "training.evaluate = lambda *args: sys.exit(144)\n"
+    )
+    command = do("run_dir=run", before=before)
+    assert command.code == 144, command.stderr
     assert "Traceback" not in command.stderr
     assert not (work / "run" / "result.json").exists()
 

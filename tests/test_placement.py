@@ -1,5 +1,6 @@
 """A GPU for each job: how they are divided, claimed and let go of, on a machine that has none."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from clusterlab.placement import places
 
 # A sweep of jobs that write down what CUDA would see, on a machine that says it has two GPUs.
 PROGRAM = """
@@ -51,6 +50,7 @@ def swept(tmp_path: Path) -> Path:
 def sweep(folder: Path, *overrides: str) -> tuple[list[tuple[str, float, float]], str]:
     command = [sys.executable, "program.py", "-m", f"output_dir={folder}", *overrides]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
+    environment["TMPDIR"] = str(folder)  # of the locks
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return told(folder), done.stdout + done.stderr
@@ -87,24 +87,26 @@ def test_jobs_on_a_cpu_take_no_gpu(swept: Path) -> None:
 
 
 HOLDER = """
-import os, sys, time
-from pathlib import Path
+import os, time
 from clusterlab.placement import take
-folder = Path(sys.argv[1])
 for _ in range(2):  # the second job of a process keeps the first one's
-    take(folder, ["GPU-a", "GPU-b"])
+    take(["GPU-a", "GPU-b"])
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 time.sleep(60)
 """
 
 
 def test_a_killed_job_leaves_its_gpu_to_the_next(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDER]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    started = [start() for _ in range(2)]
     try:
         taken = [process.stdout.readline().strip() for process in started if process.stdout]
         assert sorted(taken) == ["GPU-a", "GPU-b"]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        started.append(start())
         time.sleep(1)
         started[0].kill()
         assert started[2].stdout is not None
@@ -115,16 +117,30 @@ def test_a_killed_job_leaves_its_gpu_to_the_next(tmp_path: Path) -> None:
             process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("gpus", "devices", "per_gpu", "expected"),
-    [
-        ("", 1, 1, []),
-        ("0123", 1, 1, ["0", "1", "2", "3"]),
-        ("0123", 2, 1, ["0,1", "2,3"]),
-        ("012", 2, 1, ["0,1"]),
-        ("01", 4, 1, []),
-        ("01", 1, 3, ["0", "1"] * 3),
-    ],
-)
-def test_gpus_are_divided(gpus: str, devices: int, per_gpu: int, expected: list[str]) -> None:
-    assert places(list(gpus), devices, per_gpu) == expected
+def test_sweeps_share_the_machine(tmp_path: Path) -> None:
+    """The third finds both GPUs taken, and shares one as it was asked to."""
+    program = (
+        "from clusterlab.sweep import Job\n"
+        "import os, time\n"
+        "Job([]).take_place()\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    started, taken = [], []
+    try:
+        for name, places in (("one", ["a/1", "b"]), ("other", ["a/1", "b"]), ("two", ["b", "b"])):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "sweep.json").write_text(json.dumps({"jobs": 2, "places": places}))
+            environment = {**os.environ, "CLUSTERLAB_SWEEP": str(folder), "TMPDIR": str(tmp_path)}
+            command = [sys.executable, "-c", program]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            started.append(process)
+            assert process.stdout is not None
+            taken.append(process.stdout.readline().strip())
+        assert taken == ["a/1", "b", "b"]
+        assert len(list(tmp_path.glob("clusterlab-*/*.lock"))) == 3
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()

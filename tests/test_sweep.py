@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clusterlab import sweep
+from clusterlab import launchers, sweep
 from clusterlab.cli import share_cores
+from clusterlab.errors import UserError
 from clusterlab.files import config_folder, write_json
 
 
@@ -62,12 +66,17 @@ def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_the_wait_is_that_of_the_jobs_that_worked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at(monkeypatch, 0)
     jobs = [sweep.Job([f"seed={seed}"]) for seed in range(4)]
     jobs[0].write("running")
-    assert jobs[0].progress() == "Sweep of 5: 0 done, 1 running, 0 failed, 4 left."
+    jobs[0].say()
+    line = "Sweep of 5: 0 done, 1 running, 0 failed, 4 left."
+    assert capsys.readouterr().err == f"{line}\n"
+    jobs[0].say(quietly=True)
+    assert [told[20:] for told in (folder / "progress.log").read_text().splitlines()] == [line] * 2
+    assert capsys.readouterr().err == ""
     at(monkeypatch, 3600)
     jobs[0].write("done", worked=True)
     for job in jobs[1:3]:
@@ -96,7 +105,21 @@ def test_a_failure_is_told_with_its_command(folder: Path) -> None:
     assert sweep.failures(folder, "python train.py") == []
 
 
-def test_a_run_alone_has_no_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_whose_process_is_gone_has_failed(folder: Path) -> None:
+    never, midway, done = (sweep.Job([f"seed={seed}"]) for seed in range(3))
+    for job in (midway, done):
+        job.write("running")
+    done.write("done", score=0.25)
+    assert done.bury("killed") == 0.25
+    assert sweep.failures(folder, "train") == []
+    assert [job.bury("killed") for job in (never, midway)] == [-math.inf] * 2
+    assert "1 done, 0 running, 2 failed" in sweep.progress(folder)
+    assert sum("killed" in line for line in sweep.failures(folder, "train")) == 2
+
+
+def test_a_run_alone_has_no_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for value in (None, str(tmp_path / "gone")):
         if value is None:
             monkeypatch.delenv(sweep.FOLDER, raising=False)
@@ -104,7 +127,8 @@ def test_a_run_alone_has_no_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             monkeypatch.setenv(sweep.FOLDER, value)
         job: Any = sweep.Job(["seed=0"])
         job.write("running")
-        assert job.progress() == ""
+        job.say()
+    assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,3 +167,134 @@ def test_parallel_jobs_share_the_cores(
     monkeypatch.setattr("torch.set_num_threads", set_to.append)
     share_cores(OmegaConf.create({"n_jobs": n_jobs}))
     assert set_to[-1] == threads
+
+
+def test_other_ranks_tell_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(sweep.FOLDER, raising=False)
+    cfg = asked("seed=0,1")
+    cfg.output_dir = str(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    sweep.Sweep().on_multirun_start(cfg)
+    assert sweep.FOLDER not in os.environ
+    assert list(tmp_path.iterdir()) == []
+
+
+# What launchers and Optuna have by default
+
+
+def prepared(*overrides: str, **groups: str) -> DictConfig:
+    """Compose a sweep's config, and change what a launcher or Optuna would get wrong."""
+    for node, name in groups.items():
+        if node.startswith("hydra/"):
+            plugin = f"{name.split('_')[0]}_{node.removeprefix('hydra/')}"
+            pytest.importorskip(f"hydra_plugins.hydra_{plugin}")
+    cfg = asked(*overrides, **groups)
+    with open_dict(cfg):
+        cfg.hydra.overrides.hydra = [text for text in overrides if text.startswith("hydra")]
+        for text in overrides:
+            OmegaConf.update(cfg, *text.split("="))
+    launchers.prepare(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name", "typed", "expected"),
+    [
+        ("submitit_local", "timeout_min", None, 525_600),
+        ("submitit_local", "timeout_min", 30, 30),
+        ("submitit_local", "timeout_min", 60, 60),
+        ("submitit_slurm", "timeout_min", None, 60),
+        ("submitit_slurm", "max_num_timeout", None, 100),
+        ("submitit_slurm", "max_num_timeout", 0, 0),
+        ("submitit_slurm", "max_num_timeout", 3, 3),
+    ],
+)
+def test_no_time_limit_ends_a_job(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, name: str, typed: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(launchers, "outlast_submitted_jobs", lambda: None)
+    monkeypatch.setattr("clusterlab.slurm.watch_the_queue", lambda: None)
+    overrides = () if typed is None else (f"hydra.launcher.{name}={typed}",)
+    cfg = prepared(*overrides, **{"hydra/launcher": launcher})
+    assert int(cfg.hydra.launcher[name]) == expected
+
+
+def test_optuna_maximises() -> None:
+    cfg = prepared(**{"hydra/sweeper": "optuna"})
+    assert cfg.hydra.sweeper.direction == "maximize"
+    asked_for = "hydra.sweeper.direction=minimize"
+    with pytest.raises(UserError, match=r"direction=maximize, got minimize; leave it out\.$"):
+        prepared(asked_for, **{"hydra/sweeper": "optuna"})
+
+
+@pytest.mark.parametrize(
+    "group", ["hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/sweeper=optuna"]
+)
+def test_jobs_of_several_devices_run_one_after_the_other(group: str) -> None:
+    node, _, name = group.partition("=")
+    expected = f"Expected trainer.devices=1 with {group}, got 2; .* leave out {group}"
+    with pytest.raises(UserError, match=expected):
+        prepared(**{node: name, "trainer": "ddp"})
+    prepared(trainer="ddp")
+
+
+# A sweep whose job 1 is killed by the first or by each process that runs it.
+PROGRAM = """
+import os, signal, time
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from clusterlab import cli, sweep
+from clusterlab.files import config_folder
+
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
+def job(cfg):
+    told = sweep.Job(list(HydraConfig.get().overrides.task))
+    told.write("running")
+    time.sleep(0.5)
+    if cfg.seed == 1 and not Path("killed").exists():
+        Path("killed").touch() if os.environ["KILL"] == "once" else None
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    told.write("done", worked=True, score=cfg.seed)
+    return cfg.seed
+
+if __name__ == "__main__":
+    cli.job = job
+    cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "kill"), [("joblib", "once"), ("joblib", "always"), ("submitit_local", "once")]
+)
+def test_a_killed_job_does_not_stop_a_sweep(tmp_path: Path, launcher: str, kill: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    overrides = [f"hydra/launcher={launcher}", "trainer=cpu", "seed=0,1,2,3"]
+    if launcher == "joblib":
+        overrides.append("hydra.launcher.n_jobs=2")
+    done = subprocess.run(
+        [sys.executable, "program.py", "-m", *overrides],
+        cwd=tmp_path,
+        env={**os.environ, "KILL": kill},
+        capture_output=True,
+        text=True,
+    )
+    printed = done.stdout + done.stderr
+    assert "Traceback" not in printed
+    (folder,) = (path.parent for path in tmp_path.glob("runs/.multirun/*/sweep.json"))
+    assert f"tail -f {folder / 'progress.log'}" in printed
+    states = {job["overrides"][-1]: job["state"] for job in sweep.jobs(folder)}
+    assert len(states) == 4
+    if (launcher, kill) == ("joblib", "once"):  # it has been run again
+        assert set(states.values()) == {"done"}
+        assert done.returncode == 0, printed
+        return
+    assert done.returncode == 1
+    # With joblib seed 0 is killed along with it, both times.
+    assert states["seed=1"] == "failed"
+    assert (states["seed=2"], states["seed=3"]) == ("done", "done")
+    assert "seed=1: its process ended" in done.stderr
+    assert "  again: python program.py trainer=cpu seed=1" in done.stderr

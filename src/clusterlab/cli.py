@@ -75,15 +75,15 @@ def job(cfg: DictConfig) -> float:
     """Run one job of the command line; return what an optimiser of settings maximises."""
     context = HydraConfig.get()
     told = sweep.Job(list(context.overrides.task))
-    told.take_place()  # before CUDA looks around
-    told.write("running")
-    # Imported here, so that --help, --cfg and mistyped keys answer at once.
-    from clusterlab.training import run
-
-    quiet_lightning()
-    cfg.experiment_name = context.runtime.choices.get("experiment")
-    share_cores(context.launcher)
     try:
+        told.take_place()  # before CUDA looks around
+        told.write("running")
+        # Imported here, so that --help, --cfg and mistyped keys answer at once.
+        from clusterlab.training import run
+
+        quiet_lightning()
+        cfg.experiment_name = context.runtime.choices.get("experiment")
+        share_cores(context.launcher)
         check_given(cfg.data)
         check_program(cfg)
         if cfg.run_dir is None:
@@ -105,16 +105,20 @@ def job(cfg: DictConfig) -> float:
             traceback.print_exception(error)
         print(f"Error: {error}", file=sys.stderr)
         told.write("failed", why=str(error) or type(error).__name__)
+        told.say()
         return -math.inf
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a phase into an exit
+    except (KeyboardInterrupt, SystemExit) as stop:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None
-    told.write("done", worked=not finished)
+        code = getattr(stop, "code", None)
+        # Lightning turns Ctrl-C in a phase into exit 1. Another code is a launcher's, which says
+        # by it that the job is to be started again.
+        raise SystemExit(130 if code in (None, 1) else code) from None
+    score = sweep.objective(record, cfg.optimize) if record else -math.inf
+    told.write("done", worked=not finished, score=score)
     if record:
         show(record, Path(cfg.run_dir))
-    if line := told.progress():
-        print(line, file=sys.stderr)
-    return sweep.objective(record, cfg.optimize) if record else -math.inf
+    told.say()
+    return score
 
 
 LIGHTNING = ("lightning.pytorch", "lightning.fabric")  # its loggers

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shlex
+import sys
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -16,11 +17,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from clusterlab import placement
+from clusterlab.errors import exit_on_error
 from clusterlab.files import settings_digest, write_json
 
 log = logging.getLogger(__name__)
 
 FOLDER = "CLUSTERLAB_SWEEP"  # names the sweep's folder to its jobs, in whatever process
+LOG = "progress.log"  # in it: a line after each job
 
 
 class Sweep(Callback):
@@ -28,16 +31,21 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write down how many jobs there will be, where that can be told beforehand."""
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return  # Lightning starts other ranks with the same command; rank 0 tells
+        from clusterlab import launchers  # for the process that starts the jobs
+
+        with exit_on_error():
+            launchers.prepare(config)
         name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
         folder = Path(config.output_dir).resolve() / ".multirun" / name
         folder.mkdir(parents=True, exist_ok=True)
         told = {"jobs": count(config), "places": placement.prepare(config)}
         write_json(folder / "sweep.json", told)
         os.environ[FOLDER] = str(folder)
-        if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
-            from clusterlab.slurm import watch_the_queue  # of an optional package
-
-            watch_the_queue()
+        say(folder, quietly=True)
+        if not config.hydra.launcher._target_.endswith("BasicLauncher"):
+            log.info("How the jobs are doing: tail -f %s", shlex.quote(str(folder / LOG)))
 
 
 def count(config: DictConfig) -> int | None:
@@ -89,26 +97,46 @@ class Job:
         self.overrides = overrides
         folder = os.environ.get(FOLDER)
         self.folder = Path(folder) if folder and Path(folder).is_dir() else None
+        self.name = f"{settings_digest(overrides)[:16]}.json"
+
+    def read(self) -> dict[str, Any]:
+        """Return what the job has written; nothing before it began."""
+        if self.folder is None or not (self.folder / self.name).exists():
+            return {}
+        told: dict[str, Any] = json.loads((self.folder / self.name).read_text())
+        return told
 
     def write(self, state: str, **more: Any) -> None:
         """Write that the job is ``running``, ``done`` or ``failed``."""
         if self.folder is not None:
             told = {"overrides": self.overrides, "state": state, "time": time.time(), **more}
-            path = self.folder / f"{settings_digest(self.overrides)[:16]}.json"
             with suppress(OSError):  # a full disk is the run's to tell
                 if state != "running":
-                    told["seconds"] = told["time"] - json.loads(path.read_text())["time"]
-                write_json(path, told)
+                    told["seconds"] = told["time"] - self.read().get("time", told["time"])
+                write_json(self.folder / self.name, told)
+
+    def forget(self) -> None:
+        """Make it a job that has not begun."""
+        if self.folder is not None:
+            (self.folder / self.name).unlink(missing_ok=True)
+
+    def bury(self, why: str) -> float:
+        """Return the score of a job whose process is gone; one that had not ended has failed."""
+        if self.read().get("state") not in ("done", "failed"):
+            self.write("failed", why=why)
+            self.say(quietly=True)  # what started it has a last line of its own
+        return float(self.read().get("score", -math.inf))
 
     def take_place(self) -> None:
         """Take a GPU that no other job has, where jobs share this machine's."""
         if self.folder is not None:
             told = json.loads((self.folder / "sweep.json").read_text())
-            placement.take(self.folder, told["places"])
+            placement.take(told["places"])
 
-    def progress(self) -> str:
-        """Say how many jobs are done, running, failed and left, and for how long; "" alone."""
-        return "" if self.folder is None else progress(self.folder)
+    def say(self, quietly: bool = False) -> None:
+        """Say how many jobs are done, running, failed and left, and for how long."""
+        if self.folder is not None:
+            say(self.folder, quietly)
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
@@ -138,6 +166,15 @@ def progress(folder: Path) -> str:
     ahead = left * mean + sum(max(mean - seconds, 0) for seconds in running)
     wait = timedelta(seconds=60 * round(ahead / max(len(running), 1) / 60))
     return f"{text}, about {str(wait)[:-3]} h."
+
+
+def say(folder: Path, quietly: bool = False) -> None:
+    """Write a line of progress to the sweep's log, and unless ``quietly`` to the console."""
+    line = progress(folder)
+    if not quietly:
+        print(line, file=sys.stderr)
+    with suppress(OSError), (folder / LOG).open("a") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
 
 def failures(folder: Path, program: str) -> list[str]:
