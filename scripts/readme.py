@@ -39,7 +39,7 @@ def scan_table(rows: list[Row]) -> str:
 
 
 def filled_scaling() -> str:
-    """Return docs/scaling.md as it must be for ``results/scaling.csv``: a column for each size."""
+    """Return docs/scaling.md as it must be for ``results/``: sizes, and precisions of numbers."""
     rows = read_records(ROOT / "results" / "scaling.csv")
     sizes = list(dict.fromkeys(f"n = {int(row['n']):,}, K = {row['K']}" for row in rows))
     parts: dict[str, dict[str, str]] = {}
@@ -49,7 +49,10 @@ def filled_scaling() -> str:
     text = tabulate(table, headers="keys", tablefmt="pipe", disable_numparse=True)
     made = f"{rows[0]['device']}, revision {rows[0]['commit'][:9]}."
     page = (ROOT / "docs" / "scaling.md").read_text()
-    return fill(page, "scaling", f"{text}\n\n{made}")
+    page = fill(page, "scaling", f"{text}\n\n{made}")
+    bits = lines(read_records(ROOT / "results" / "precision.csv"))
+    before = ["phases.retrain.metrics_at_start.accuracy"]
+    return fill(page, "precision", render(bits, format="markdown", also=before))
 
 
 if __name__ == "__main__":
