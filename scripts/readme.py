@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from clusterlab.report import benchmark_table, fill, lines, of_table, render
+from clusterlab.report import START, benchmark_table, fill, lines, of_table, render
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +51,8 @@ def filled_scaling() -> str:
     page = (ROOT / "docs" / "scaling.md").read_text()
     page = fill(page, "scaling", f"{text}\n\n{made}")
     bits = lines(read_records(ROOT / "results" / "precision.csv"))
-    before = ["phases.retrain.metrics_at_start.accuracy"]
-    return fill(page, "precision", render(bits, format="markdown", also=before))
+    before = f"{START}accuracy"
+    return fill(page, "precision", render(bits, format="markdown", also=[before]))
 
 
 if __name__ == "__main__":

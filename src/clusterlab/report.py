@@ -61,6 +61,11 @@ class Line:
         value = (self.published or {}).get(name)
         return 100 * float(value) if value else None
 
+    def name(self, without: str = "") -> str:
+        """Return what tells the line from others, but for one setting."""
+        told = [f"{name}={value}" for name, value in self.different.items() if name != without]
+        return ", ".join([f"{self.method} on {self.data}", *told])
+
     @property
     def minutes(self) -> float | None:
         """Mean minutes of a run, those of a reused pretraining included."""
@@ -419,9 +424,8 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
         for name, value in line.different.items():
             if name in SAME or not math.isfinite(_number(value)):
                 continue
-            rest = [f"{n}={v}" for n, v in line.different.items() if n != name]
-            curve = ", ".join([f"{line.method} on {line.data}", *rest])
-            found.setdefault(name, {}).setdefault(curve, []).append((float(value), line))
+            curves = found.setdefault(name, {})
+            curves.setdefault(line.name(without=name), []).append((float(value), line))
     swept = {}
     for name, curves in found.items():
         long = {c: sorted(p, key=lambda pair: pair[0]) for c, p in curves.items() if len(p) > 1}
@@ -448,8 +452,7 @@ def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]
             if pairs := [pair for pair in both if all(pair)]:
                 scores[label] = 100 * np.array(pairs, dtype=float)
         if scores:
-            told = [f"{name}={value}" for name, value in line.different.items()]
-            found[", ".join([f"{line.method} on {line.data}", *told])] = scores
+            found[line.name()] = scores
     return found
 
 
