@@ -12,7 +12,7 @@ import torch
 from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy, interpolate
 
 from clusterlab.callbacks import EmbeddingHistory, PhaseCheckpoint, SelfTraining
 from clusterlab.centers import center_samples, kmeans, reliable_samples, renumber
@@ -21,6 +21,7 @@ from clusterlab.errors import UserError
 from clusterlab.losses import kl_divergence, squared_weights
 from clusterlab.models.idcec import IDCEC
 from clusterlab.networks import Classifier, PooledAutoencoder
+from clusterlab.networks.pooled import UpConv2d
 from clusterlab.predict import load
 from clusterlab.training import run
 from conftest import LITTLE_IDCEC, KillAt, KilledError, composed
@@ -80,6 +81,23 @@ def test_the_autoencoder_is_the_papers() -> None:
     assert sum(isinstance(layer, nn.LeakyReLU) for layer in layers) == 6  # 5 convolutions, 1 linear
     assert isinstance(network.encoder[-1], nn.Linear)
     assert isinstance(network.decoder[-1], nn.Conv2d)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("size", [(8, 8), (14, 10), (7, 9), (8, 9)])
+def test_enlarging_and_convolving_at_once_is_the_same(kernel: int, size: tuple[int, int]) -> None:
+    """Values and gradients of ``interpolate`` and a plain convolution, in sizes twice and other."""
+    torch.manual_seed(0)
+    layer = UpConv2d(3, 2, kernel, size).double()
+    x = torch.randn(4, 3, size[0] // 2, size[1] // 2, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(4, 2, *size, dtype=torch.double)
+    enlarged = interpolate(x, size=size, mode="nearest")
+    plain = conv2d(enlarged, layer.weight, layer.bias, padding=kernel // 2)
+    ours = layer(x)
+    torch.testing.assert_close(ours, plain)
+    inputs = (x, layer.weight, layer.bias)
+    expected = torch.autograd.grad((weight * plain).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((weight * ours).sum(), inputs), expected)
 
 
 def test_small_images_are_refused() -> None:
