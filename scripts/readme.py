@@ -1,33 +1,78 @@
 """Write the tables of README and docs from ``results/``: ``make readme``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from clusterlab.report import START, benchmark_table, fill, lines, of_table, render
+from clusterlab.errors import problem
+from clusterlab.report import START, cells, lines, of_table, render, short
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 
 
-def filled_readme() -> str:
-    """Return the README as it must be for the records in ``results/``."""
+def pages() -> dict[Path, str]:
+    """Return each page with tables as it must be for the records in ``results/``."""
     results = ROOT / "results"
-    readme = (ROOT / "README.md").read_text()
     published = read_records(results / "published.csv")
     rows = find(results).rows
+    front = {
+        "results": summary_table(rows, published),
+        "scan": scan_table(read_records(results / "scan.csv")),
+    }
+    details = {}
     for name in dict.fromkeys(row["table"] for row in published):
-        if f"<!-- {name} -->" not in readme:
-            continue
-        ours, own = of_table(rows, published, name)
-        table = lines(ours, own, missing=True)
-        readme = fill(readme, name, render(table, format="markdown"))
-    readme = fill(readme, "scan", scan_table(read_records(results / "scan.csv")))
-    return fill(readme, "benchmark", benchmark_table(read_records(results / "benchmark.csv")))
+        table = lines(*of_table(rows, published, name), missing=True)
+        details[name] = render(table, format="markdown")
+    bits = lines(read_records(results / "precision.csv"))
+    speed = {
+        "benchmark": benchmark_table(read_records(results / "benchmark.csv")),
+        "scaling": scaling_table(read_records(results / "scaling.csv")),
+        "precision": render(bits, format="markdown", also=[f"{START}accuracy"]),
+    }
+    filled = {}
+    for path, tables in {
+        ROOT / "README.md": front,
+        ROOT / "docs" / "results.md": details,
+        ROOT / "docs" / "speed.md": speed,
+    }.items():
+        filled[path] = path.read_text()
+        for name, table in tables.items():
+            filled[path] = fill(filled[path], name, table)
+    return filled
 
 
-def scan_table(rows: list[Row]) -> str:
-    """Return what scans over K said: a line for each, from a row for each of its measures."""
+def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
+    """Lay out what was run of the methods that the published tables are of, and named after."""
+    shown = ("data", "method", "runs", "seeds", "ACC", "ACC paper", "NMI", "NMI paper", "minutes")
+    body = []
+    for name in dict.fromkeys(row["table"] for row in published):
+        for line in lines(*of_table(rows, published, name)):
+            if line.method == name.partition("_")[0]:
+                row = cells(line)
+                body.append([row.get(head, "") for head in shown])
+    heads = [head.replace(" paper", ", paper") for head in shown]
+    align = ["left" if head in ("data", "method", "runs") else "right" for head in shown]
+    return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+
+
+def benchmark_table(rows: Sequence[Row]) -> str:
+    """Lay out the benchmark's CPU measurements; the file has the wall times too."""
+    body = []
+    for row in rows:
+        if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
+            value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
+            body.append([row["measure"], row["shape"], value, row["unit"]])
+    heads, align = ["measure", "images", "value", "unit"], ["left", "left", "right", "left"]
+    made = {f"{row['device']}, revision {short('commit', row['commit'])}" for row in rows}
+    note = f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."
+    table = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+    return f"{table}\n\n{note}"
+
+
+def scan_table(rows: Sequence[Row]) -> str:
+    """Lay out what scans over K said: a line for each, from a row for each of its measures."""
     scans: dict[tuple[str, str], Row] = {}
     for row in rows:
         named = {"data": row["data"], "model": row["model"]}
@@ -38,23 +83,31 @@ def scan_table(rows: list[Row]) -> str:
     return tabulate(list(scans.values()), headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
-def filled_scaling() -> str:
-    """Return docs/scaling.md as it must be for ``results/``: sizes, and precisions of numbers."""
-    rows = read_records(ROOT / "results" / "scaling.csv")
-    sizes = list(dict.fromkeys(f"n = {int(row['n']):,}, K = {row['K']}" for row in rows))
-    parts: dict[str, dict[str, str]] = {}
-    for row, size in zip(rows, (f"n = {int(r['n']):,}, K = {r['K']}" for r in rows), strict=True):
+def scaling_table(rows: Sequence[Row]) -> str:
+    """Lay out what each part costs, a column for each size of the data."""
+    sizes = [f"n = {int(row['n']):,}, K = {row['K']}" for row in rows]
+    parts: dict[str, Row] = {}
+    for row, size in zip(rows, sizes, strict=True):
         parts.setdefault(f"{row['part']}, {row['unit']}", {})[size] = row["value"]
-    table = [{"": part, **{size: values[size] for size in sizes}} for part, values in parts.items()]
+    order = dict.fromkeys(sizes)
+    table = [{"": part, **{size: values[size] for size in order}} for part, values in parts.items()]
     text = tabulate(table, headers="keys", tablefmt="pipe", disable_numparse=True)
-    made = f"{rows[0]['device']}, revision {rows[0]['commit'][:9]}."
-    page = (ROOT / "docs" / "scaling.md").read_text()
-    page = fill(page, "scaling", f"{text}\n\n{made}")
-    bits = lines(read_records(ROOT / "results" / "precision.csv"))
-    before = f"{START}accuracy"
-    return fill(page, "precision", render(bits, format="markdown", also=[before]))
+    return f"{text}\n\n{rows[0]['device']}, revision {short('commit', rows[0]['commit'])}."
+
+
+def fill(page: str, name: str, table: str) -> str:
+    """Put a table between a page's markers ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Raises:
+        UserError: If the markers are not there.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in page or end not in page:
+        raise problem(f"the markers '{begin}' and '{end}' in the page", "none", "put them back")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    return f"{before}{begin}\n\n{table.rstrip()}\n\n{end}{after}"
 
 
 if __name__ == "__main__":
-    (ROOT / "docs" / "scaling.md").write_text(filled_scaling())
-    (ROOT / "README.md").write_text(filled_readme())
+    for path, text in pages().items():
+        path.write_text(text)

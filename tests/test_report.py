@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,7 @@ from clusterlab.report import (
     SAME,
     START,
     Line,
-    benchmark_table,
     differences,
-    fill,
     lines,
     render,
     retrained,
@@ -31,6 +30,7 @@ from clusterlab.report import (
 from clusterlab.results import read_records
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("kmeans", "dcec")
 
 
 def row(seed: int = 0, **changes: str) -> dict[str, str]:
@@ -103,6 +103,18 @@ def test_what_differs_is_never_averaged(name: str) -> None:
     assert all(line.published for line in table)
     text = render(table)
     assert f"{name}=another" in text
+
+
+def test_other_precision_than_float32_is_told_of_a_single_line_too() -> None:
+    bits = {"config.precision": "bf16-mixed"}
+    (line,) = lines([row(0, **bits), row(1, **bits)], [paper()])
+    assert line.different == {"trainer.precision": "bf16-mixed"}
+    other = {"settings_sha256": "6" * 64, "config.precision": "32-true"}
+    both = lines([row(0, **bits), row(0, **other)])
+    assert [line.different for line in both] == [
+        {"precision": "bf16-mixed"},
+        {"precision": "32-true"},
+    ]
 
 
 def test_what_must_agree() -> None:
@@ -455,7 +467,18 @@ def test_the_program_prints_and_writes(tmp_path: Path) -> None:
 # The README
 
 
-def test_benchmark_table() -> None:
+@pytest.fixture(scope="module")
+def readme() -> ModuleType:
+    """Return scripts/readme.py as a module."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_benchmark_table(readme: ModuleType) -> None:
     """CPU times and the seconds of a refresh; other wall times stay in the file."""
     shared = {"shape": "100 x 8x8", "device": "a CPU", "commit": "c" * 40}
     rows = [
@@ -463,7 +486,7 @@ def test_benchmark_table() -> None:
         {"measure": "bare loop", "value": "45678", "unit": "wall images / s"},
         {"measure": "one refresh", "value": "2.5", "unit": "wall s"},
     ]
-    laid = benchmark_table([row | shared for row in rows]).splitlines()
+    laid = readme.benchmark_table([row | shared for row in rows]).splitlines()
     assert [cells(line) for line in laid[2:4]] == [
         ["bare loop", "100 x 8x8", "12.35", "images / CPU s"],
         ["one refresh", "100 x 8x8", "2.5", "wall s"],
@@ -472,29 +495,36 @@ def test_benchmark_table() -> None:
     assert laid[-1].startswith("a CPU, revision ccccccccc.")
 
 
-def test_fill_replaces_what_stands_between_the_markers() -> None:
+def test_fill_replaces_what_stands_between_the_markers(readme: ModuleType) -> None:
     kept = "<!-- speed -->\nkept\n<!-- end of speed -->\n"
-    readme = f"# Title\n<!-- results -->\nold\n<!-- end of results -->\n{kept}more\n"
-    once = fill(readme, "results", "| new |\n")
+    page = f"# Title\n<!-- results -->\nold\n<!-- end of results -->\n{kept}more\n"
+    once = readme.fill(page, "results", "| new |\n")
     filled = "<!-- results -->\n\n| new |\n\n<!-- end of results -->"
     assert once == f"# Title\n{filled}\n{kept}more\n"
-    assert fill(once, "results", "| new |") == once
+    assert readme.fill(once, "results", "| new |") == once
 
 
-@pytest.mark.parametrize("readme", ["", "<!-- results -->", "<!-- end of results -->"])
-def test_fill_needs_both_markers(readme: str) -> None:
+@pytest.mark.parametrize("page", ["", "<!-- results -->", "<!-- end of results -->"])
+def test_fill_needs_both_markers(readme: ModuleType, page: str) -> None:
     with pytest.raises(UserError, match="put them back"):
-        fill(readme, "results", "table")
+        readme.fill(page, "results", "table")
 
 
-def test_the_readme_is_what_the_records_say() -> None:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert (ROOT / "README.md").read_text() == script.filled_readme(), "run `make readme`"
-    assert (ROOT / "docs" / "scaling.md").read_text() == script.filled_scaling()
+def test_the_summary_has_the_papers_own_methods_that_were_run(readme: ModuleType) -> None:
+    published = [paper(model=model, data=data) for data in ("usps", "mnist") for model in METHODS]
+    rows = [row(model=model, experiment="dcec_table1") for model in METHODS]
+    laid = readme.summary_table(rows, published).splitlines()
+    assert len(laid) == 3
+    told = dict(zip(cells(laid[0]), cells(laid[2]), strict=True))
+    assert told["method"] == "dcec"
+    assert (told["ACC"], told["ACC, paper"], told["NMI, paper"]) == ("80.0", "79.0", "82.6")
+
+
+def test_every_page_is_what_the_records_say(readme: ModuleType) -> None:
+    filled = readme.pages()
+    assert {path.name for path in filled} == {"README.md", "results.md", "speed.md"}
+    for path, text in filled.items():
+        assert path.read_text() == text, "run `make readme`"
 
 
 def test_every_published_number_has_a_command_and_a_source() -> None:

@@ -24,6 +24,7 @@ SAME = ("settings_sha256", "data_sha256", "commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
+FLOAT32 = "32-true"  # the trainer's word for it
 FORMATS = ("text", "markdown", "latex", "csv")
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
 
@@ -38,7 +39,8 @@ class Line:
         rows: Records of the runs; none if nobody ran it.
         published: Row of the published number, or ``None``.
         different: In what these runs differ from other lines of the method: the values of
-            settings and of what else stands in ``SAME``, by name.
+            settings and of what else stands in ``SAME``, by name; and their precision, if it is not
+            float32.
     """
 
     data: str
@@ -156,6 +158,9 @@ def _lines_of(data: str, method: str, rows: Sequence[Row], published: Sequence[R
         if len(set(seeds)) < len(seeds):
             raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
         theirs = published_for(group[0], published)
+        bits = group[0].get(f"{CONFIG}precision") or FLOAT32
+        if bits != FLOAT32 and "precision" not in different:  # told also where nothing else differs
+            different["trainer.precision"] = bits
         found.append(Line(data, method, tuple(group), theirs, different))
     return sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
 
@@ -454,33 +459,3 @@ def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]
         if scores:
             found[line.name()] = scores
     return found
-
-
-# The README
-
-
-def benchmark_table(rows: Sequence[Row]) -> str:
-    """Lay out the benchmark's CPU measurements, as Markdown; the file has the wall times too."""
-    body = []
-    for row in rows:
-        if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
-            value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
-            body.append([row["measure"], row["shape"], value, row["unit"]])
-    heads, align = ["measure", "images", "value", "unit"], ["left", "left", "right", "left"]
-    made = {f"{row['device']}, revision {short('commit', row['commit'])}" for row in rows}
-    note = f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."
-    table = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
-    return f"{table}\n\n{note}"
-
-
-def fill(readme: str, name: str, table: str) -> str:
-    """Put a table between the README's markers ``<!-- name -->`` and ``<!-- end of name -->``.
-
-    Raises:
-        UserError: If the markers are not there.
-    """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if begin not in readme or end not in readme:
-        raise problem(f"the markers '{begin}' and '{end}' in the README", "none", "put them back")
-    before, after = readme.split(begin)[0], readme.split(end)[1]
-    return f"{before}{begin}\n\n{table.rstrip()}\n\n{end}{after}"
