@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -121,6 +121,7 @@ def fit_phase(case: Case, name: str = "pretrain", **settings: int) -> Clock:
     """Fit one phase as a run does, with changed settings."""
     cfg, clock = case.cfg.copy(), Clock()
     cfg.phases[name].update(settings or {"max_epochs": 1})
+    cfg.network.input_shape = [1, case.side, case.side]  # IDCEC's classifier asks for it too
     model = build(cfg.model, network=case.network())
     model.configure_callbacks = lambda: [clock]  # so that fit needs no entrance for a benchmark
     data = ClusterData(case.samples(), case.batch_size, cfg.seed)
@@ -208,13 +209,24 @@ def augmentation(case: Case, rounds: int) -> Row:
     return case.row("augmentation, affine", median(seen[1:]), "images / CPU s", rounds)
 
 
-def correlation_cost(case: Case, rounds: int) -> Row:
-    """Return how many times longer CDC pretrains than the same network without its correlation."""
-    plain = Case(case.cfg.copy(), case.n_samples, case.side, case.batch_size)
-    plain.cfg.loss["lambda"] = 0
-    seen = [[fit_phase(c).seconds["CPU"] for c in (case, plain)] for _ in range(rounds + 1)]
-    value = median(ours / without for ours, without in seen[1:])
-    return case.row("CDC pretrain / without correlation", value, "CPU ratio", rounds)
+def cost(case: Case, rounds: int, measure: str, changed: list[str], base: list[str]) -> Row:
+    """Return how many times longer a case pretrains with some settings than with others.
+
+    Args:
+        case: What is trained.
+        rounds: Rounds that count.
+        measure: Name of the row.
+        changed: Settings, ``key=value``, on top of the case's.
+        base: Those of what it is compared with.
+    """
+    cases = []
+    for settings in (changed, base):
+        cfg = case.cfg.copy()
+        cfg.merge_with_dotlist(settings)
+        cases.append(replace(case, cfg=cfg))
+    seen = [[fit_phase(c).seconds["CPU"] for c in cases] for _ in range(rounds + 1)]
+    value = median(ours / theirs for ours, theirs in seen[1:])
+    return case.row(measure, value, "CPU ratio", rounds)
 
 
 def peak_memory(case: Case) -> list[Row]:
@@ -245,17 +257,21 @@ def main() -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         # k-means is not measured, and in random data it searches for long.
         cfg = compose("train", ["data=mnist", "model.n_init=1", "phases.finetune.tolerance=0"])
-        cdc_cfg = compose("train", ["data=mnist", "model=cdc"])
+        others = {m: compose("train", ["data=mnist", f"model={m}"]) for m in ("idcec", "cdc")}
 
     usps = Case(cfg, 2_560 if quick else 9_298, side=16)
     mnist = Case(cfg, 1_280 if quick else 2_560, side=28)
     near_empty = Case(cfg, 4_800 if quick else 16_000, side=8, batch_size=16, near_empty=True)
-    cdc = Case(cdc_cfg, 640 if quick else 2_560, side=28, batch_size=cdc_cfg.data.batch_size)
+    idcec = replace(mnist, cfg=others["idcec"])
+    cdc = replace(mnist, cfg=others["cdc"], batch_size=others["cdc"].data.batch_size)
     all_of_mnist = Case(cfg, 70_000, side=28)
     rows = peak_memory(all_of_mnist)  # first: a process inherits the peak of the one that starts it
     rows += [row for case in (usps, mnist, near_empty) for row in compare(case, rounds)]
     rows.append(augmentation(mnist, rounds))
-    rows.append(correlation_cost(cdc, rounds))
+    rows.append(cost(cdc, rounds, "CDC pretrain / without correlation", [], ["loss.lambda=0"]))
+    for name, case in {"DCEC": mnist, "IDCEC": idcec, "CDC": cdc}.items():
+        measure = f"{name} pretrain in bf16 / in float32"
+        rows.append(cost(case, rounds, measure, ["trainer.precision=bf16-mixed"], []))
     rows += refresh_share(usps, 20 if quick else 2 * T)
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 
