@@ -43,7 +43,7 @@ test-slurm: setup  ## a sweep through a real Slurm, started here: needs root, sl
 benchmark: setup  ## speed of the training loop against bare PyTorch, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark.py
 
-readme: setup  ## write the README's tables from results/
+readme: setup  ## write the tables of README and docs from results/
 	$(BIN)/python scripts/readme.py
 
 clean:  ## remove the environment and caches; runs/ stays

@@ -191,6 +191,7 @@ def test_lines_nobody_ran_have_their_published_number_and_a_command() -> None:
     published = [paper(data="mnist"), paper(data="mnist", model="dec"), paper()]
     table = lines([row()], published, missing=True)
     command = "not run: python train.py -m experiment=dcec_table1 data=mnist model=dcec,dec"
+    command += " seed=0,1,2,3,4"
     for style in ("text", "markdown"):
         laid = render(table, format=style)
         assert laid.rstrip().endswith(command)
@@ -243,7 +244,7 @@ def test_published_numbers_of_a_setting_stand_beside_that_setting() -> None:
         **{"NMI": "70.0", "NMI, paper": "82.6", "NMI Δ": "-12.6", "ARI": "60.0", "F1": "50.0"},
         **{"ACC unlabelled": "55.0", "minutes": ""},
     }
-    command = "experiment=dcec_table1 data=usps model=dcec data.labelled=0"
+    command = "experiment=dcec_table1 data=usps model=dcec seed=0,1,2,3,4 data.labelled=0"
     assert f"not run: python train.py -m {command}" in laid
 
 

@@ -16,7 +16,7 @@ def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Ten
     """Cluster embeddings with k-means and keep the best of several starts.
 
     Twenty starts as in the DEC and DCEC code; with one, the result varies by several points of ACC.
-    scikit-learn's Lloyd is the fastest here, see ``make benchmark``.
+    scikit-learn's Lloyd, which was faster than its Elkan and than faiss on 70,000 such samples.
 
     Args:
         z: Embeddings, shape ``(N, d)``, any device.

@@ -386,11 +386,12 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
         if line.published and not line.rows:
             setting = line.published.get("setting") or ""
             experiment = f"experiment={line.published['experiment']} data={line.data}"
+            experiment += f" {line.published['needs']}" if line.published.get("needs") else ""
             missing.setdefault((experiment, setting), []).append(line.method)
     commands: dict[str, list[str]] = {}  # one for all values of a setting
     for (experiment, setting), methods in missing.items():
         name, _, value = setting.partition("=")
-        command = f"python train.py -m {experiment} model={','.join(methods)}"
+        command = f"python train.py -m {experiment} model={','.join(methods)} seed=0,1,2,3,4"
         commands.setdefault(f"{command} {name}=" if name else command, []).append(value)
     return [
         " ".join([text, *other]),

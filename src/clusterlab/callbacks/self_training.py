@@ -49,6 +49,7 @@ class SelfTraining(Callback):
         self.reliable: Tensor | None = None  # (N,), bool
         self.labels: Tensor | None = None  # (N,), the classifier's
         self.change: float | None = None
+        self.learned: float | None = None  # share of the reliable samples labelled as taught
         self.converged = False
         self.chosen: dict[str, Any] = {}
 
@@ -77,7 +78,11 @@ class SelfTraining(Callback):
         assert isinstance(pl_module, IDCEC)
         q = pl_module.over_dataset(pl_module.classify, pl_module.classifier)  # (N, K)
         previous, self.labels = self.labels, q.argmax(1).cpu()
-        logs: dict[str, float] = {}
+        assert self.pseudo_labels is not None
+        assert self.reliable is not None
+        taught = self.pseudo_labels.cpu()[self.reliable.cpu()]
+        self.learned = 1 - label_change(taught, self.labels[self.reliable.cpu()])
+        logs = {"learned": self.learned}
         y = trainer.datamodule.samples.y  # type: ignore[attr-defined]
         if y is not None:
             logs |= score(self.labels, y, q.shape[1])
@@ -92,7 +97,7 @@ class SelfTraining(Callback):
 
     def record(self) -> dict[str, Any]:
         """Return what the phase's record says of the choice and of the end."""
-        record = {"label_change": self.change, **self.chosen}
+        record = {"label_change": self.change, "learned": self.learned, **self.chosen}
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
     def _describe(self, q: Tensor, samples: Samples) -> dict[str, Any]:
@@ -136,6 +141,7 @@ class SelfTraining(Callback):
             "reliable": self.reliable,
             "labels": self.labels,
             "change": self.change,
+            "learned": self.learned,
             "chosen": self.chosen,
         }
 
