@@ -9,7 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clusterlab.callbacks import ClusterInit
-from clusterlab.data.augment import RandomAffine
+from clusterlab.data.augment import RandomAffine, Views
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
 from clusterlab.files import config_folder
@@ -43,13 +43,19 @@ def check_seed(seed: Any) -> None:
         raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
 
 
-def check_phases(phases: DictConfig) -> None:
+def check_phases(phases: DictConfig, model: DictConfig) -> None:
     """Refuse phases that could never start or never end, and build their callbacks once.
+
+    Args:
+        phases: The phases' configs.
+        model: The model's.
 
     Raises:
         UserError: If a limit or a callback's argument is out of range, or what it needs is not
-            there; the last phase's too, rather than after hours of the first.
+            there, or an augmentation is of the kind that the model does not read; the last phase's
+            too, rather than after hours of the first.
     """
+    compares_views = getattr(get_class(model._target_), "compares_views", False)
     for name in map(str, phases):
         phase = phases[name]
         if not phase:  # nothing is trained in it
@@ -66,10 +72,17 @@ def check_phases(phases: DictConfig) -> None:
                 "max_epochs and max_steps of -1",
                 f"set phases.{name}.max_steps=20000",
             )
-        callbacks = build(phase.callbacks).values()
+        callbacks, augment = build(phase.callbacks).values(), build(phase.get("augment"))
+        group = f"augment@phases.{name}.augment"
+        if isinstance(augment, Views) and not compares_views:
+            got = "views beside them, which only ICAE compares"
+            raise problem(f"images to change in {name}", got, f"set {group}=affine")
+        if isinstance(augment, RandomAffine) and compares_views and model.consistency > 0:
+            remedy = f"set {group}=views, or loss.consistency=0"
+            raise problem(f"views to compare in {name}", "images that are changed", remedy)
         starts = [c.consistent_starts for c in callbacks if isinstance(c, ClusterInit)]
-        if any(starts) and not isinstance(build(phase.get("augment")), RandomAffine):
-            remedy = f"set augment@phases.{name}.augment=affine, or consistent_starts=0"
+        if any(starts) and not isinstance(augment, RandomAffine):
+            remedy = f"set {group}=affine, or consistent_starts=0"
             raise problem("an augmentation to choose a start by", "none", remedy)
 
 

@@ -94,7 +94,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         told["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
         samples = replace(samples, known=told["known"])
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
-    check_phases(cfg.phases)
+    check_phases(cfg.phases, cfg.model)
     seed_everything(cfg.seed, verbose=False)
     cfg.network = network_for(cfg.network, samples, standardized(cfg.data, samples))
     model: DeepClustering = build(cfg.model, network=build(cfg.network), **told)

@@ -119,8 +119,10 @@ def test_a_start_is_chosen_by_augmented_images(
 
 def test_a_start_cannot_be_chosen_without_augmentation(compose: Callable[..., DictConfig]) -> None:
     key = "+phases.finetune.callbacks.cluster_init.consistent_starts=7"
-    check_phases(compose(key, "augment@phases.finetune.augment=affine").phases)
+    augmented = compose(key, "augment@phases.finetune.augment=affine")
+    check_phases(augmented.phases, augmented.model)
+    plain = compose(key)
     with pytest.raises(UserError, match=r"an augmentation to choose a start by, got none; set aug"):
-        check_phases(compose(key).phases)
+        check_phases(plain.phases, plain.model)
     with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
         ClusterInit(consistent_starts=-1)

@@ -28,6 +28,17 @@ def shuffled(
     return [index.tolist() for index in sampler]
 
 
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4]), (5, [5]), (1, [1])]
+)
+def test_a_rest_of_one_sample_joins_the_batch_before(n: int, sizes: list[int]) -> None:
+    sampler = EpochShuffle(torch.arange(n), 4, seed=0)
+    batches = list(sampler)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(sampler) == len(sizes)
+    assert sorted(torch.cat(batches).tolist()) == list(range(n))
+
+
 def flat(batches: Iterable[list[int]]) -> list[int]:
     return [i for batch in batches for i in batch]
 
@@ -85,10 +96,10 @@ def test_ranks_share_the_batch_of_one_device(world_size: int):
 
 def test_a_last_batch_smaller_than_the_ranks():
     shares = [
-        list(EpochShuffle(torch.arange(61), 60, 0, rank, 3))[-1].tolist() for rank in range(3)
+        list(EpochShuffle(torch.arange(62), 60, 0, rank, 3))[-1].tolist() for rank in range(3)
     ]
-    order = torch.cat(list(EpochShuffle(torch.arange(61), 60, 0))).tolist()
-    assert shares == [[order[60]], [order[0]], [order[1]]]
+    order = torch.cat(list(EpochShuffle(torch.arange(62), 60, 0))).tolist()
+    assert shares == [[order[60]], [order[61]], [order[0]]]
 
 
 # Batches in order

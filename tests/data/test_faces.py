@@ -79,7 +79,7 @@ def test_colour_images_train_end_to_end(archive: Path, compose) -> None:
     little = (
         *("model=idcec", "network.filters=[2,3,4]", "model.classifier.filters=[2,3]"),
         *("phases.pretrain.max_epochs=1", "phases.finetune.max_steps=2", "trainer=cpu"),
-        *("phases.retrain.max_epochs=1", "data.batch_size=3", "n_clusters=2", "data.subjects=2"),
+        *("phases.retrain.max_epochs=1", "data.batch_size=3", "data.subjects=2"),
     )
     record = run(compose("data=ytf", f"data.path={archive}", "data.size=16", *little))
     assert record["n_samples"] == 5

@@ -1,6 +1,5 @@
 """CDC: its losses by double loops, and which parameter gets which gradient."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,8 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clusterlab.assignment import soft_assignment, target_distribution
 from clusterlab.checks import build
@@ -179,18 +180,28 @@ def test_terms_of_weight_zero_are_left_out() -> None:
 
 
 def test_pairs_cost_no_tensor_of_pairs_and_pixels() -> None:
-    """Nothing is larger than the samples or the pairs, also in the gradient's graph."""
-    sizes: list[int] = []
+    """Nothing is larger than the samples or the pairs, forwards and backwards."""
 
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
+    class Largest(TorchDispatchMode):
+        numel = 0
 
-    same: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
-    x, z = torch.randn(64, 784), torch.randn(64, 10, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(note, same):
-        correlation_loss(z, x).backward()  # type: ignore[no-untyped-call]
-    assert max(sizes) <= 64 * 784
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
+            self.numel = max(self.numel, *(t.numel() for t in tensors), 0)
+            return made
+
+    x, z, q = (torch.rand(64, d, requires_grad=True) for d in (784, 100, 80))
+    for loss, of, to in ((correlation_loss, z, x), (affinity_loss, q, z)):
+        for over_rows in (True, False):
+            with Largest() as largest:
+                loss(of, to, over_rows).backward()  # type: ignore[no-untyped-call]
+            assert 64 * 64 <= largest.numel <= 64 * 784, (loss, over_rows)
+    with Largest() as naive:
+        (z[:, None] - z[None]).square().sum(2)
+    assert naive.numel == 64 * 64 * 100 > 64 * 784
 
 
 def test_a_whole_run(little_npz: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class EpochShuffle:
 
     Args:
         indices: The samples of an epoch, shape ``(n,)``, ``int64``.
-        batch_size: Samples a step, over all ranks; the last batch of an epoch may be smaller.
+        batch_size: Samples a step, over all ranks; the last batch of an epoch may be smaller, but a
+            rest of one sample joins the batch before it: one has no variance to normalise by, and
+            no pairs.
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
@@ -44,13 +46,15 @@ class EpochShuffle:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.indices) // self.batch_size)
+        full, rest = divmod(len(self.indices), self.batch_size)
+        return full + (rest > 1 or full == 0)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield ``(B / world_size,)`` ``int64`` indices."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
         order = self.indices[torch.randperm(len(self.indices), generator=generator)]
-        for batch in torch.split(order, self.batch_size):
+        cuts = [self.batch_size * i for i in range(1, len(self))]
+        for batch in torch.tensor_split(order, cuts):
             # Ranks must hold equally many samples, or their averaged gradient is not the batch's.
             short = -len(batch) % self.world_size
             yield torch.cat([batch, order[:short]])[self.rank :: self.world_size]

@@ -39,6 +39,8 @@ class DeepClustering(LightningModule):
 
     Attributes:
         images_only: Whether samples must have height and width; a subclass's to say.
+        compares_views: Whether a batch's views are read, rather than its images being changed; a
+            subclass's to say.
         centers: Cluster centers, shape ``(K, d)``, trained in the finetune phase.
         phase: Name of the current phase.
         optimizer: Builds the current phase's optimizer from parameters.
@@ -46,6 +48,7 @@ class DeepClustering(LightningModule):
     """
 
     images_only = False
+    compares_views = False
 
     def __init__(
         self,

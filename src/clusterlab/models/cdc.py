@@ -21,7 +21,8 @@ class CDC(DeepClustering):
     Finetune:  L_DC = L_c + eta L_a + beta [L_cr(Z, X) + L_cr(Z, X')]       eq. (13)
 
     In the finetune phase the centers follow L_c + eta L_a, the encoder L_DC and the decoder L_AE,
-    as Algorithm 1 says: all in one backward pass, see ``finetune_loss``.
+    as Algorithm 1 says: all in one backward pass, see ``finetune_loss``. That takes each gradient
+    at the same weights, where lines 12 to 14 update one after the other on the same batch.
 
     Differs from the paper, as its authors' code does: similarities are normalised row by row and
     sharpened where they are a target. Differs from that code, which leaves L_r out of the finetune

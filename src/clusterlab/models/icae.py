@@ -29,8 +29,10 @@ class ICAE(DeepClustering):
     Differs from the authors' code, as the paper does: L_1 sums over dimensions, which makes it M
     times stronger; L_2 counts all views and not the images alone, without the pairs of a sample
     with itself; L_3 is of the noisy embedding. Differs from the paper: the views go through the
-    network together, in one batch with the images. Of several processes each compares the
-    distribution of its own samples.
+    network together, in one batch with the images; L_2 counts the pairs of a center with itself.
+    L_4 is of the noisy embedding's decoding, whose blurred edges section 3.5 gives as its reason;
+    line 5 of Algorithm 1 decodes the embedding without noise for it. Of several processes each
+    compares the distribution of its own samples.
 
     That code is not what reaches the paper's numbers on COIL-20 either, at 32 pixels and seed 0.
     It makes views of images in [-1, 1] as if of bytes, where greys darker than the middle wrap
@@ -55,6 +57,7 @@ class ICAE(DeepClustering):
     """
 
     images_only = True
+    compares_views = True
 
     def __init__(
         self,
@@ -150,7 +153,8 @@ def mmd(z: Tensor, centers: Tensor, unbiased: bool = True) -> Tensor:
     Args:
         z: Embeddings, shape ``(n, M)``.
         centers: Shape ``(K, M)``.
-        unbiased: Without the pairs of a sample with itself; else with them, as the authors' code.
+        unbiased: Without the pairs of a sample with itself; else with them, as in the authors'
+            code, which gives it the images alone.
 
     Returns:
         A scalar; unbiased, it may be below zero.
@@ -184,7 +188,7 @@ def sobel_loss(x: Tensor, x_hat: Tensor, power: bool = True) -> Tensor:
     .. math:: \frac{1}{B} \sum_i |MS(G_x * \hat x_i) + MS(G_y * \hat x_i)
         - MS(G_x * x_i) - MS(G_y * x_i)|
 
-    Eq. (6), MS being the mean square over an image's pixels and channels.
+    Eq. (6), MS being the mean square over an image's pixels and channels, but for its border.
 
     Args:
         x: Images, shape ``(B, C, H, W)``.
@@ -204,7 +208,10 @@ def sobel_loss(x: Tensor, x_hat: Tensor, power: bool = True) -> Tensor:
 
 @full_precision
 def _edges(x: Tensor) -> Tensor:
-    """Return both gradients of each channel, shape ``(B, 2, C, H, W)``."""
+    """Return both gradients of each channel, shape ``(B, 2, C, H - 2, W - 2)``.
+
+    Not at the border: what lies beyond it would be an edge, and another one for images in [-1, 1].
+    """
     b, c, h, w = x.shape
-    edges = conv2d(x.reshape(b * c, 1, h, w), SOBEL.to(x)[:, None], padding=1)
-    return edges.view(b, c, 2, h, w).transpose(1, 2)
+    edges = conv2d(x.reshape(b * c, 1, h, w), SOBEL.to(x)[:, None])
+    return edges.view(b, c, 2, h - 2, w - 2).transpose(1, 2)
