@@ -35,10 +35,12 @@ class Shown:
 class Cluster:
     """One cluster: how many, how certain, its looks on the map, and samples of three kinds.
 
-    With labels also the shares of its classes, and of vectors the features that set it apart.
+    With labels also the shares of its classes, and of vectors the features that set it apart. Its
+    name is that of the class whose known labels it learned, else empty.
     """
 
     number: int
+    name: str
     size: int
     confidence: float
     colour: str
@@ -127,7 +129,9 @@ def shown(
     return [Shown(i, names[i], p, n) for i, p, n in zip(index, pictures, notes, strict=True)]
 
 
-def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[Cluster]:
+def clusters_of(
+    samples: Samples, z: Any, q: Any, names: Sequence[str], cluster_names: Sequence[str] = ()
+) -> list[Cluster]:
     """Describe each cluster by the samples nearest its mean, least certain, and farthest out.
 
     Args:
@@ -135,6 +139,7 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
         z: Embeddings, shape ``(N, d)``.
         q: Soft assignment, shape ``(N, K)``.
         names: One name a sample.
+        cluster_names: Names of the first clusters, or none.
     """
     labels, confidence = q.argmax(1), q.max(1)
     n = max(1, min(10, PICTURES // (3 * q.shape[1])))
@@ -161,6 +166,7 @@ def clusters_of(samples: Samples, z: Any, q: Any, names: Sequence[str]) -> list[
         described.append(
             Cluster(
                 number=k,
+                name="".join(cluster_names[k : k + 1]),
                 size=len(members),
                 confidence=float(confidence[members].mean()) if len(members) else 0.0,
                 colour=plots.look_of(k)[0],

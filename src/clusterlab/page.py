@@ -82,7 +82,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
         script=script,
         divs=divs,
         curves=len(curves),
-        clusters=gallery.clusters_of(samples, z, q, names),
+        clusters=gallery.clusters_of(samples, z, q, names, record.get("class_names", ())),
         pairs=[(pair, gallery.shown(samples, pair.between, names, most)) for pair in pairs],
         table=_table(samples, labels, n_clusters),
         sheet=sheet,

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,22 @@ class Predictor:
     Args:
         model: The trained model.
         input_shape: ``(C, H, W)`` or ``(d,)`` it was trained on.
+        class_names: What clusters are called, where they stand for classes of known labels.
 
     Example:
         >>> predictor = load("runs/dcec_digits/seed=0")    # doctest: +SKIP
         >>> labels, q = predictor.predict(images)          # doctest: +SKIP
     """
 
-    def __init__(self, model: DeepClustering, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: DeepClustering,
+        input_shape: tuple[int, ...],
+        class_names: Sequence[str] = (),
+    ) -> None:
         self.model = model.eval()
         self.input_shape = input_shape
+        self.class_names = class_names
 
     def predict(self, x: NDArray[Any] | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return labels and soft assignments.
@@ -95,7 +103,8 @@ def load(run: str | Path) -> Predictor:
     """Load a finished run for prediction.
 
     Args:
-        run: The run folder; of it, ``config.yaml`` and the last phase's weights are read.
+        run: The run folder; of it, ``config.yaml``, the last phase's weights and, if it is there,
+            ``result.json`` are read.
 
     Raises:
         UserError: If the folder is not a run, the run is not finished, or its method has no rule
@@ -108,7 +117,9 @@ def load(run: str | Path) -> Predictor:
             f"a run of {cfg.model_name}",
             f"take the labels of its own samples from {Path(run) / 'assignments.npz'}",
         )
-    return Predictor(model, tuple(cfg.network.input_shape))
+    result = Path(run) / "result.json"
+    record = json.loads(result.read_text()) if result.exists() else {}
+    return Predictor(model, tuple(cfg.network.input_shape), record.get("class_names", ()))
 
 
 def trained(run: str | Path) -> tuple[DeepClustering, DictConfig]:
@@ -132,16 +143,24 @@ def trained(run: str | Path) -> tuple[DeepClustering, DictConfig]:
 
 
 def write_predictions(
-    path: Path, labels: NDArray[np.int64], q: NDArray[np.float32], files: tuple[str, ...] | None
+    path: Path,
+    labels: NDArray[np.int64],
+    q: NDArray[np.float32],
+    files: tuple[str, ...] | None,
+    class_names: Sequence[str] = (),
 ) -> None:
-    """Write one row a sample: its index, its file if it came from one, label and q."""
+    """Write one row a sample: its index, its file if it came from one, label and q.
+
+    Where clusters have the names of classes, also that, empty for a cluster that stands for none.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    named = ["file"] if files else []
-    writer.writerow(["index", *named, "label", *(f"q{j}" for j in range(q.shape[1]))])
+    file, name = ["file"] if files else [], ["class"] if class_names else []
+    writer.writerow(["index", *file, "label", *name, *(f"q{j}" for j in range(q.shape[1]))])
     for i, (label, row) in enumerate(zip(labels.tolist(), q.tolist(), strict=True)):
-        name = [files[i]] if files else []
-        writer.writerow([i, *name, label, *(f"{value:.6g}" for value in row)])
+        file = [files[i]] if files else []
+        name = [*class_names[label : label + 1]] or [""] if class_names else []
+        writer.writerow([i, *file, label, *name, *(f"{value:.6g}" for value in row)])
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))  # names as they are
 
 
@@ -162,7 +181,7 @@ def main() -> None:
         samples = predictor.read(Path(arguments["input"]))
         labels, q = predictor.predict(samples.x)
         output = Path(arguments.get("output", "predictions.csv"))
-        write_predictions(output, labels, q, samples.files)
+        write_predictions(output, labels, q, samples.files, predictor.class_names)
     sizes = np.bincount(labels, minlength=q.shape[1])
     print(f"{len(labels)} samples, cluster sizes {' '.join(map(str, sizes))}, written to {output}")
 

@@ -89,10 +89,13 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     fit_to_data(cfg, samples)
     cfg.n_clusters = number_of_clusters(cfg.n_clusters, samples)
     told: dict[str, Tensor] = {}  # to models that learn from some labels
+    named: dict[str, Sequence[str]] = {}
     if "labelled" in cfg.data:
         labelled, stratified = cfg.data.labelled, cfg.data.stratified
-        told["known"] = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
-        samples = replace(samples, known=told["known"])
+        known, names = known_labels(samples, labelled, stratified, cfg.n_clusters, cfg.seed)
+        told["known"], samples = known, replace(samples, known=known)
+        if names and (known >= 0).any():  # clusters stand for these classes, in this order
+            named["class_names"] = names
     data = ClusterData(samples, cfg.data.batch_size, cfg.seed)
     check_phases(cfg.phases, cfg.model)
     seed_everything(cfg.seed, verbose=False)
@@ -126,6 +129,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
             "n_clusters": cfg.n_clusters,
             "labels_sha256": None if samples.y is None else digest(samples.y),
             **made_from,
+            **named,
             **({"skipped": samples.skipped} if samples.skipped else {}),
             "settings_sha256": settings_digest(settings_of(cfg)),
             **environment(device),
@@ -140,7 +144,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
                 log.info("%s, %s", what, where)
                 for logger in loggers:
                     logger.log_hyperparams(config["config"])
-                record |= train_and_evaluate(cfg, model, data, run_dir, device, loggers)
+                record |= train_and_evaluate(cfg, model, data, run_dir, device, loggers, **named)
         except BaseException as error:
             close(loggers, "failed")
             if isinstance(error, Exception):
@@ -169,6 +173,7 @@ def train_and_evaluate(
     run_dir: Path,
     device: torch.device,
     loggers: Sequence[Logger],
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train what is not trained yet, then score, store and draw the final state."""
     phases = train_phases(cfg, model, data, run_dir, device, loggers)
@@ -188,7 +193,8 @@ def train_and_evaluate(
     if samples.files is not None:
         arrays["files"] = np.array(samples.files)
     write_arrays(run_dir / "assignments.npz", arrays)
-    write_predictions(run_dir / "assignments.csv", arrays["label"], arrays["q"], samples.files)
+    table = run_dir / "assignments.csv"
+    write_predictions(table, arrays["label"], arrays["q"], samples.files, class_names)
     last = list(phases)[-1]
     some = some_of(len(samples), cfg.seed)
     start = None  # the embedding in which finetuning found its clusters

@@ -141,6 +141,19 @@ def test_stl10_is_upright(tmp_path: Path) -> None:
     assert got[1].tolist() == [2, 0, 9, 1, 8]
 
 
+@pytest.mark.parametrize("read", [features.stl10, features.cifar10])
+def test_a_broken_archive_is_told(read: Any, tmp_path: Path) -> None:
+    page, other = tmp_path / "page.tar.gz", tmp_path / "other.tar.gz"
+    page.write_text("<html>Moved</html>")
+    with tarfile.open(other, "w:gz") as tar:
+        tar.add(page, "readme.txt")
+    half = tmp_path / "half.tar.gz"
+    half.write_bytes(other.read_bytes()[:40])
+    for path in (page, other, half):
+        with pytest.raises(UserError, match=rf"whole archive in .*{path.name}, got .*delete it"):
+            read(path)
+
+
 def test_cifar10_is_sampled(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, 12)

@@ -1,13 +1,15 @@
 """Known labels: which are drawn, what a user's file may hold, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from clusterlab.data.known import draw, known_labels
+from clusterlab.data.known import draw
+from clusterlab.data.known import known_labels as labels_and_names
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 
@@ -19,6 +21,11 @@ def samples(**changes: object) -> Samples:
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     content: dict[str, object] = {"name": "four", "x": torch.zeros(len(y), 1, 8, 8), "y": y}
     return Samples(**{**content, **changes})  # type: ignore[arg-type]
+
+
+def known_labels(*arguments: Any, **named: Any) -> Tensor:
+    """Return the labels without the names."""
+    return labels_and_names(*arguments, **named)[0]
 
 
 def counts(known: Tensor) -> list[int]:
@@ -109,7 +116,13 @@ def test_the_file_may_name_the_classes(tmp_path: Path) -> None:
     """Data without any truth have no names of their own; a spreadsheet signs its CSV."""
     text = "index,label\n0,owl\n3,ant\n4, owl\n5\n"
     path = write(tmp_path / "a.csv", text, encoding="utf-8-sig")
-    assert known_labels(samples(y=None), path, True, 4, 0)[:10].tolist() == some(_0=1, _3=0, _4=1)
+    known, names = labels_and_names(samples(y=None), path, True, 4, 0)
+    assert known[:10].tolist() == some(_0=1, _3=0, _4=1)
+    assert names == ("ant", "owl")
+    assert labels_and_names(samples(class_names=("a", "b", "c", "d")), 0.5, True, 4, 0)[1] == (
+        *("a", "b", "c", "d"),
+    )
+    assert labels_and_names(samples(), 0.5, True, 4, 0)[1] == ()
     with pytest.raises(UserError, match="classes for 1 clusters, got a class of number 1"):
         known_labels(samples(y=None), path, True, 1, 0)
 

@@ -20,7 +20,7 @@ from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import UserError
 from clusterlab.losses import kl_divergence, squared_weights
 from clusterlab.models.idcec import IDCEC
-from clusterlab.networks import Classifier, PooledAutoencoder
+from clusterlab.networks import Classifier, ConvAutoencoder, PooledAutoencoder
 from clusterlab.networks.pooled import UpConv2d
 from clusterlab.predict import load
 from clusterlab.training import run
@@ -104,6 +104,15 @@ def test_small_images_are_refused() -> None:
     for network in (PooledAutoencoder, Classifier):
         with pytest.raises(UserError, match="Expected images of at least 8x8 pixels, got 7x9"):
             network((1, 7, 9), 5)
+
+
+def test_filters_that_do_not_fit_are_refused() -> None:
+    for network in (PooledAutoencoder, ConvAutoencoder):
+        with pytest.raises(UserError, match=r"filters of three convolutions, got \[4, 6\]; set"):
+            network((1, 8, 8), 5, filters=(4, 6))
+    with pytest.raises(UserError, match=r"halve for each filter, got 8x8 and .*\[4, 4, 4, 4\]"):
+        Classifier((1, 8, 8), 5, filters=(4, 4, 4, 4))
+    assert Classifier((1, 8, 8), 5, filters=(4, 4, 4))(torch.rand(2, 1, 8, 8)).shape == (2, 5)
 
 
 def test_dropout_stands_before_the_last_layer() -> None:
@@ -241,7 +250,7 @@ class Spy(IDCEC):
 
 
 def test_the_classifier_learns_reliable_samples_alone(train: Train, tiny: Samples) -> None:
-    model, b = centered(idcec(Spy), tiny), SelfTraining(threshold=0.9, tolerance=0)
+    model, b = centered(idcec(Spy), tiny), SelfTraining(threshold=0.9, tolerance=0, patience=1)
     train(model, tiny, "retrain", [b], max_epochs=2)
     z = embedding(model, tiny)
     centers, labels = renumber(*kmeans(z, 5, 0, 3), like=model.centers.detach())
@@ -257,7 +266,7 @@ def test_the_classifier_learns_reliable_samples_alone(train: Train, tiny: Sample
 def test_what_is_known_of_reliable_and_rejected_samples(train: Train, tiny: Samples) -> None:
     assert tiny.y is not None
     five = Samples("five", tiny.x[tiny.y < 5], tiny.y[tiny.y < 5])
-    b = SelfTraining(threshold=0.9, tolerance=0)
+    b = SelfTraining(threshold=0.9, tolerance=0, patience=1)
     train(centered(idcec(), five), five, "retrain", [b], max_epochs=1)
     record = b.record()
     share = record["n_reliable"] / len(five)
@@ -277,7 +286,7 @@ def test_what_is_known_of_reliable_and_rejected_samples(train: Train, tiny: Samp
 def test_a_threshold_of_no_use_is_told(
     train: Train, tiny: Samples, caplog: Any, threshold: float, n: int, told: str
 ) -> None:
-    b = SelfTraining(threshold, tolerance=0)
+    b = SelfTraining(threshold, tolerance=0, patience=1)
     train(idcec(), tiny, "retrain", [b], batch_size=5, max_epochs=1)
     assert b.record()["n_reliable"] == n
     assert b.record()["trouble"] == [told]
@@ -296,7 +305,7 @@ def test_a_collapsed_embedding_is_told(train: Train, tiny: Samples) -> None:
     model = idcec()
     torch.nn.init.zeros_(model.network.encoder[-1].weight)
     torch.nn.init.ones_(model.network.encoder[-1].bias)
-    b = SelfTraining(threshold=0.5, tolerance=0)
+    b = SelfTraining(threshold=0.5, tolerance=0, patience=1)
     train(model, tiny, "retrain", [b], max_epochs=1)
     record = b.record()
     assert record["reliable_sizes"] == [203, 0, 0, 0, 0]
@@ -311,7 +320,7 @@ def test_labels_of_a_classifier_that_knows_nothing_are_not_settled(
             terms = super().retrain_loss(batch)
             return {name: 0 * value for name, value in terms.items()}
 
-    model, b = idcec(Blank), SelfTraining(0.5, tolerance=0.5)
+    model, b = idcec(Blank), SelfTraining(0.5, tolerance=0.5, patience=1)
     nn.init.zeros_(model.classifier[-1].weight)
     trainer = train(model, tiny, "retrain", [b], max_epochs=4)
     assert trainer.current_epoch == 4
@@ -324,18 +333,54 @@ def test_settled_labels_stop_the_phase(train: Train, tiny: Samples) -> None:
         def classify(self, x: Tensor) -> Tensor:
             return torch.eye(5)[(x.flatten(1).sum(1) * 16).round().long() % 5]
 
-    b = SelfTraining(0.5, tolerance=0.5)
+    b = SelfTraining(0.5, tolerance=0.5, patience=1)
     trainer = train(idcec(Still), tiny, "retrain", [b], max_epochs=9)
     assert trainer.current_epoch == 2
     assert b.record()["stop_reason"] == "tolerance"
     assert b.record()["label_change"] == 0
 
 
+def test_labels_must_stay_settled_for_so_many_epochs(train: Train, tiny: Samples) -> None:
+    """A single quiet epoch between others, or before a kill, does not count as several."""
+
+    class Restless(IDCEC):
+        def classify(self, x: Tensor) -> Tensor:
+            numbers = (x.flatten(1).sum(1) * 16).round().long()
+            return torch.eye(5)[(numbers + (self.current_epoch in (0, 3))) % 5]
+
+    b = SelfTraining(0.5, tolerance=0.5, patience=3)
+    trainer = train(idcec(Restless), tiny, "retrain", [b], max_epochs=20)
+    # Labels of epochs 0, 3 differ from all others: 2, 5, 6 and 7 are quiet.
+    assert trainer.current_epoch == 8
+    assert b.record()["stop_reason"] == "tolerance"
+    resumed = SelfTraining(0.5, tolerance=0.5, patience=3)
+    resumed.load_state_dict(b.state_dict())
+    assert resumed.calm == 3
+
+
+def test_the_record_says_how_many_samples_are_labelled_as_taught(
+    train: Train, tiny: Samples
+) -> None:
+    b = SelfTraining(-1, tolerance=0, patience=1)
+    train(idcec(), tiny, "retrain", [b], max_epochs=3)
+    assert b.labels is not None
+    assert b.pseudo_labels is not None
+    expected = float((b.labels == b.pseudo_labels).double().mean())
+    assert b.record()["learned"] == pytest.approx(expected)
+
+
 def test_a_history_has_the_hidden_layer_and_leaves_the_training_alone(
     train: Train, tiny: Samples
 ) -> None:
     model, history = idcec(), EmbeddingHistory(interval=4, n_samples=20)
-    train(model, tiny, "retrain", [SelfTraining(-1, 0), history], batch_size=29, max_epochs=4)
+    train(
+        model,
+        tiny,
+        "retrain",
+        [SelfTraining(-1, 0, patience=1), history],
+        batch_size=29,
+        max_epochs=4,
+    )
     assert history.steps == [0, 4, 8, 12, 16, 20, 24, 28]  # 7 an epoch, the last one the end
     seen: list[Tensor] = []
     model.classifier[-1].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
@@ -344,19 +389,19 @@ def test_a_history_has_the_hidden_layer_and_leaves_the_training_alone(
     torch.testing.assert_close(history.kept[-1], seen[0])
     assert not torch.equal(history.kept[-1], history.kept[0])
     alone = idcec()
-    train(alone, tiny, "retrain", [SelfTraining(-1, 0)], batch_size=29, max_epochs=4)
+    train(alone, tiny, "retrain", [SelfTraining(-1, 0, patience=1)], batch_size=29, max_epochs=4)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_a_killed_phase_goes_on_bit_for_bit(train: Train, tiny: Samples, tmp_path: Path) -> None:
-    straight, b = idcec(), SelfTraining(0.9, tolerance=0)
+    straight, b = idcec(), SelfTraining(0.9, tolerance=0, patience=1)
     train(straight, tiny, "retrain", [b], batch_size=20, max_epochs=4)
     path, killed = tmp_path / "last.ckpt", idcec()
-    callbacks = [SelfTraining(0.9, tolerance=0), PhaseCheckpoint(path, 0), KillAt(25)]
+    callbacks = [SelfTraining(0.9, tolerance=0, patience=1), PhaseCheckpoint(path, 0), KillAt(25)]
     with pytest.raises(KilledError):
         train(killed, tiny, "retrain", callbacks, batch_size=20, max_epochs=4)
-    resumed, again = idcec(), SelfTraining(0.9, tolerance=0)
+    resumed, again = idcec(), SelfTraining(0.9, tolerance=0, patience=1)
     train(
         resumed,
         tiny,
@@ -373,10 +418,13 @@ def test_a_killed_phase_goes_on_bit_for_bit(train: Train, tiny: Samples, tmp_pat
     assert again.record() == b.record()
 
 
-@pytest.mark.parametrize(("threshold", "tolerance"), [("x", 0), (3, 0), (0.5, 1), (0.5, -1)])
-def test_what_cannot_be_is_refused(threshold: Any, tolerance: Any) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "tolerance", "patience"),
+    [("x", 0, 1), (3, 0, 1), (0.5, 1, 1), (0.5, -1, 1), (0.5, 0, 0), (0.5, 0, 1.5)],
+)
+def test_what_cannot_be_is_refused(threshold: Any, tolerance: Any, patience: Any) -> None:
     with pytest.raises(UserError, match=r"Expected .*; set phases\.retrain\."):
-        SelfTraining(threshold, tolerance)
+        SelfTraining(threshold, tolerance, patience)
 
 
 # Whole runs

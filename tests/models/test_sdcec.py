@@ -1,5 +1,7 @@
 """SDCEC: its equations by hand, and what known labels may and may not do."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +116,8 @@ def weights(cfg: DictConfig) -> dict[str, torch.Tensor]:
 
 def known_of(cfg: DictConfig) -> np.ndarray:
     samples = npz(cfg.data.path)
-    return known_labels(samples, cfg.data.labelled, cfg.data.stratified, 5, cfg.seed).numpy()
+    known, _ = known_labels(samples, cfg.data.labelled, cfg.data.stratified, 5, cfg.seed)
+    return known.numpy()
 
 
 def test_scores_of_all_samples_and_of_the_unlabelled_ones(finished: Run) -> None:
@@ -184,6 +187,27 @@ def test_classes_nobody_labelled_start_from_kmeans(finished: Run, tmp_path: Path
     labels = np.load(Path(some.run_dir) / "assignments.npz")["label"]
     rows = known >= 0
     assert accuracy_score(known[rows], labels[rows]) > 0.8  # numbers are those of the labels
+
+
+def test_clusters_have_the_names_of_a_files_classes(finished: Run, tmp_path: Path) -> None:
+    """In the record, in the table of samples, on the page, and for new images."""
+    data = tmp_path / "bare.npz"
+    with np.load(finished[0].data.path) as stored:
+        x, y = stored["x"], stored["y"]
+    np.savez(data, x=x)
+    rows = [f"{i},{('owl', 'ant')[y[i]]}" for i in range(0, len(y), 3) if y[i] < 2]
+    (tmp_path / "known.csv").write_text("\n".join(["index,label", *rows]))
+    labelled = f"data.labelled={tmp_path / 'known.csv'}"
+    cfg = composed(tmp_path, *SDCEC_RUN, f"data.path={data}", labelled, "figures=true")
+    cfg.pretrained_dir, cfg.n_clusters = finished[0].output_dir + "/pretrained", 5
+    assert run(cfg)["class_names"] == ("ant", "owl")
+    run_dir = Path(cfg.run_dir)
+    assert json.loads((run_dir / "result.json").read_text())["class_names"] == ["ant", "owl"]
+    with (run_dir / "assignments.csv").open() as file:
+        told = {(int(row["label"]), row["class"]) for row in csv.DictReader(file)}
+    assert told == {(0, "ant"), (1, "owl"), (2, ""), (3, ""), (4, "")}
+    assert "Cluster 1: owl</h3>" in (run_dir / "report.html").read_text()
+    assert load(run_dir).class_names == ["ant", "owl"]
 
 
 def test_a_run_goes_on_with_its_own_labels_alone(finished: Run, tmp_path: Path) -> None:

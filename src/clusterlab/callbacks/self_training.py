@@ -22,19 +22,21 @@ class SelfTraining(Callback):
     At the start of the phase, k-means on the final embedding gives pseudo-labels, numbered as the
     trained centers are, and samples near their center sample are reliable, eq. (16) and (17). The
     phase's batches are of those alone. After each epoch the classifier labels all samples, reliable
-    or not; training stops once it uses every cluster and its labels settle. Labels of ground truth
-    are read for scores alone.
+    or not; training stops once it uses every cluster and its labels settle. In a single epoch few
+    labels change by chance, long before it knows the labels that it is taught. Labels of ground
+    truth are read for scores alone.
 
     Args:
         threshold: lambda, the least cosine similarity of a reliable sample.
-        tolerance: delta, the share of labels changed in an epoch below which training stops; 0
+        tolerance: delta, the share of labels changed in an epoch below which they are settled; 0
             never stops.
+        patience: Epochs in a row in which they must be.
 
     Raises:
         UserError: If one of them is out of range.
     """
 
-    def __init__(self, threshold: float, tolerance: float) -> None:
+    def __init__(self, threshold: float, tolerance: float, patience: int) -> None:
         if not isinstance(threshold, int | float) or not -2 <= threshold <= 2:
             raise problem(
                 "a cosine from -1 (all samples) to above 1 (center samples alone)",
@@ -43,13 +45,17 @@ class SelfTraining(Callback):
             )
         if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
             raise problem("a tolerance in [0, 1)", tolerance, "set phases.retrain.tolerance")
+        if not isinstance(patience, int) or patience < 1:
+            raise problem("a patience of 1 epoch or more", patience, "set phases.retrain.patience")
         self.threshold = threshold
         self.tolerance = tolerance
+        self.patience = patience
         self.pseudo_labels: Tensor | None = None  # (N,)
         self.reliable: Tensor | None = None  # (N,), bool
         self.labels: Tensor | None = None  # (N,), the classifier's
         self.change: float | None = None
         self.learned: float | None = None  # share of the reliable samples labelled as taught
+        self.calm = 0  # epochs in a row in which fewer labels changed than the tolerance
         self.converged = False
         self.chosen: dict[str, Any] = {}
 
@@ -92,7 +98,9 @@ class SelfTraining(Callback):
         # An untrained classifier puts all samples into one cluster, and changes no label either.
         complete = bool(cluster_sizes(self.labels, q.shape[1]).all())
         settled = complete and self.change is not None and self.change < self.tolerance
-        self.converged = trainer.strategy.reduce_boolean_decision(settled, all=True)
+        self.calm = self.calm + 1 if settled else 0
+        decided = self.calm >= self.patience
+        self.converged = trainer.strategy.reduce_boolean_decision(decided, all=True)
         trainer.should_stop = trainer.should_stop or self.converged
 
     def record(self) -> dict[str, Any]:
@@ -142,6 +150,7 @@ class SelfTraining(Callback):
             "labels": self.labels,
             "change": self.change,
             "learned": self.learned,
+            "calm": self.calm,
             "chosen": self.chosen,
         }
 

@@ -3,7 +3,9 @@
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +90,12 @@ def stl10(archive: Path) -> Photographs:
 
     Args:
         archive: ``stl10_binary.tar.gz``.
+
+    Raises:
+        UserError: If it is broken, or another archive.
     """
     x, y = [], []
-    with tarfile.open(archive) as tar:
+    with _opened(archive) as tar:
         for part in ("train", "test"):
             pixels = _member(tar, f"stl10_binary/{part}_X.bin").reshape(-1, 3, 96, 96)
             x.append(pixels.transpose(0, 1, 3, 2))  # stored column by column
@@ -105,14 +110,28 @@ def cifar10(archive: Path, n_samples: int = CIFAR10_SAMPLES, seed: int = 0) -> P
         archive: ``cifar-10-binary.tar.gz``.
         n_samples: How many.
         seed: Of the choice.
+
+    Raises:
+        UserError: If it is broken, or another archive.
     """
     names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
-    with tarfile.open(archive) as tar:
+    with _opened(archive) as tar:
         rows = [_member(tar, f"cifar-10-batches-bin/{name}").reshape(-1, 3073) for name in names]
     every = np.concatenate(rows)
     drawn = np.sort(np.random.default_rng(seed).choice(len(every), n_samples, replace=False))
     every = every[drawn]
     return _of_arrays("cifar10", every[:, 1:].reshape(-1, 3, 32, 32), every[:, 0])
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Open an archive, and say of one that is broken, or another, what to do."""
+    try:
+        with tarfile.open(archive) as tar:
+            yield tar
+    except (tarfile.TarError, KeyError, EOFError, ValueError, zlib.error) as error:
+        remedy = "delete it and run again, or give another with --archive"
+        raise problem(f"the whole archive in {archive}", f"the error {error}", remedy) from error
 
 
 def _member(tar: tarfile.TarFile, name: str) -> NDArray[np.uint8]:
@@ -135,14 +154,18 @@ def resnet50(weights: str | None) -> nn.Module:
         weights: Name of torchvision's weights, which are fetched; ``None`` for random ones.
 
     Raises:
-        UserError: If torchvision is not installed.
+        UserError: If torchvision is not installed, or has no such weights.
     """
     try:
         from torchvision.models import resnet50 as build
     except ImportError as error:
         remedy = "install it with pip install 'clusterlab[features]'"
         raise problem("torchvision", error, remedy) from error
-    network: nn.Module = build(weights=weights)
+    try:
+        network: nn.Module = build(weights=weights)
+    except (KeyError, ValueError) as error:
+        remedy = "give --weights IMAGENET1K_V1, IMAGENET1K_V2 or none"
+        raise problem("torchvision's weights", f"'{weights}'", remedy) from error
     network.fc = nn.Identity()
     return network
 

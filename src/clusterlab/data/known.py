@@ -17,8 +17,8 @@ HEADS = (["file", "label"], ["index", "label"])
 
 def known_labels(
     samples: Samples, labelled: float | str, stratified: bool, n_clusters: int, seed: int
-) -> Tensor:
-    """Return the labels that training may read.
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels that training may read, and what their classes are called.
 
     Args:
         samples: The data set.
@@ -30,15 +30,17 @@ def known_labels(
         seed: Seed of the draw.
 
     Returns:
-        Labels in 0..K-1, and -1 where unknown; shape ``(N,)``, ``int64``.
+        Labels in 0..K-1, and -1 where unknown, shape ``(N,)``, ``int64``; the names of classes in
+        the order of their numbers, none if they have numbers alone.
 
     Raises:
         UserError: If the file is not readable as labels, nothing can be drawn, a class of the data
             is left without a label by the draw, or there are more classes than clusters.
     """
     remedy = "set data.labelled to a fraction, a whole number, or a file"
+    names = samples.class_names or ()
     if isinstance(labelled, str):
-        known = read(Path(labelled).expanduser(), samples, n_clusters)
+        known, names = read(Path(labelled).expanduser(), samples, n_clusters)
     elif isinstance(labelled, bool) or not isinstance(labelled, int | float) or labelled < 0:
         raise problem("labels to draw, or a file of them", f"data.labelled={labelled}", remedy)
     elif isinstance(labelled, float) and labelled > 1:
@@ -52,14 +54,13 @@ def known_labels(
         known = draw(samples.y, labelled, stratified, derive_seed(seed, "labelled"))
         left = sorted(set(samples.y.tolist()) - set(known.tolist()))
         if left:
-            names = samples.class_names or tuple(map(str, range(left[-1] + 1)))
-            got = f"none of {', '.join(names[k] for k in left)}"
+            got = f"none of {', '.join(names[k] if names else str(k) for k in left)}"
             other = "" if stratified else ", or set data.stratified=true or another seed"
             raise problem("a labelled sample of every class", got, f"raise data.labelled{other}")
     if int(known.max()) >= n_clusters:
         got = f"a class of number {int(known.max())}"
         raise problem(f"classes for {n_clusters} clusters", got, "raise n_clusters")
-    return known
+    return known, names
 
 
 def draw(y: Tensor, labelled: float, stratified: bool, seed: int) -> Tensor:
@@ -101,7 +102,7 @@ def draw(y: Tensor, labelled: float, stratified: bool, seed: int) -> Tensor:
     return known
 
 
-def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
+def read(path: Path, samples: Samples, n_clusters: int) -> tuple[Tensor, tuple[str, ...]]:
     """Read known labels from a file.
 
     Args:
@@ -114,7 +115,7 @@ def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
         n_clusters: K, the number of classes that can be meant.
 
     Returns:
-        Labels, shape ``(N,)``, ``int64``, -1 where unknown.
+        Labels, shape ``(N,)``, ``int64``, -1 where unknown; the names of the classes, if any.
 
     Raises:
         UserError: If it is none of these, or says two things of one sample.
@@ -139,7 +140,7 @@ def read(path: Path, samples: Samples, n_clusters: int) -> Tensor:
             expected = ", ".join(names or (f"0 to {n_clusters - 1}",))
             raise problem(f"a label of {expected}, or -1", f"'{label}' in {path}", "correct it")
         known[i] = numbers[label]
-    return known
+    return known, names
 
 
 def is_number(text: str) -> bool:

@@ -28,7 +28,7 @@ class ConvAutoencoder(Autoencoder):
         filters: Filters of the three convolutions.
 
     Raises:
-        UserError: If samples are vectors, or a side is shorter than 8.
+        UserError: If samples are vectors, a side is shorter than 8, or there are not three filters.
 
     Example:
         >>> import torch
@@ -46,6 +46,7 @@ class ConvAutoencoder(Autoencoder):
         filters: Sequence[int] = (32, 64, 128),
     ) -> None:
         channels, *size = image_shape(input_shape)
+        check_filters(filters)
         height, width = (1 if side % 8 == 0 else 0 for side in size)
         kernels, paddings = (5, 5, 3), ((2, 2), (2, 2), (height, width))
         widths = [channels, *filters]
@@ -79,6 +80,17 @@ class ConvAutoencoder(Autoencoder):
 
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
         self.apply(glorot_)
+
+
+def check_filters(filters: Sequence[int]) -> None:
+    """Refuse filters for other than three convolutions.
+
+    Raises:
+        UserError: If there are fewer or more.
+    """
+    if len(filters) != 3:
+        remedy = "set network.filters=[32,64,128]"
+        raise problem("the filters of three convolutions", list(filters), remedy)
 
 
 def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:

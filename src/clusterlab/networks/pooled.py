@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pixel_shuffle
 
+from clusterlab.errors import problem
 from clusterlab.networks.autoencoder import Autoencoder, glorot_
-from clusterlab.networks.conv import image_shape
+from clusterlab.networks.conv import check_filters, image_shape
 
 SLOPE = 0.01  # of LeakyReLU below zero; the paper does not say, this is PyTorch's
 
@@ -28,7 +29,7 @@ class PooledAutoencoder(Autoencoder):
         filters: Filters of the three convolutions.
 
     Raises:
-        UserError: If samples are vectors, or a side is shorter than 8.
+        UserError: If samples are vectors, a side is shorter than 8, or there are not three filters.
 
     Example:
         >>> import torch
@@ -46,6 +47,7 @@ class PooledAutoencoder(Autoencoder):
         filters: Sequence[int] = (32, 64, 128),
     ) -> None:
         channels, height, width = image_shape(input_shape)
+        check_filters(filters)
         widths, kernels = [channels, *filters], (5, 5, 3)
         sizes = [(height >> i, width >> i) for i in range(4)]
         flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
@@ -131,7 +133,8 @@ class Classifier(nn.Sequential):
         dropout: Share of it that is dropped in training.
 
     Raises:
-        UserError: If samples are vectors, or a side is shorter than 8.
+        UserError: If samples are vectors, a side is shorter than 8, or one that is halved for each
+            convolution vanishes.
 
     Example:
         >>> import torch
@@ -148,6 +151,9 @@ class Classifier(nn.Sequential):
         dropout: float = 0.5,
     ) -> None:
         channels, height, width = image_shape(input_shape)
+        if min(height, width) >> len(filters) == 0:
+            got = f"{height}x{width} and filters {list(filters)}"
+            raise problem("images to halve for each filter", got, "set fewer classifier.filters")
         layers: list[nn.Module] = []
         for before, after in zip((channels, *filters), filters, strict=False):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
