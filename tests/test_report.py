@@ -73,6 +73,26 @@ def paper(**changes: str) -> dict[str, str]:
     }
 
 
+def shared(method: str, share: str, accuracy: float) -> dict[str, str]:
+    """Make the record of a method that is told a share of the labels."""
+    settings = {"config.data.labelled": share, "settings_sha256": f"{method}{share}".ljust(64, "0")}
+    told = {"metrics_unlabelled.accuracy": str(accuracy), "experiment": "sdcec_table1"}
+    return row(model=method) | settings | told
+
+
+@pytest.mark.parametrize(
+    ("knn", "result"),
+    [(0.7, "beats all of them"), (0.9, "does NOT beat cae_knn at data.labelled=0.1")],
+)
+def test_the_table_says_whether_sdcec_beats_the_classifiers(knn: float, result: str) -> None:
+    rows = [shared("sdcec", share, 0.8) for share in ("0", "0.1", "0.5")]
+    rows += [shared("cae_logistic", share, 0.75) for share in ("0.1", "0.5")]
+    laid = render(lines([*rows, shared("cae_knn", "0.1", knn)]))
+    assert "usps of experiment=sdcec_table1: sdcec beside classifiers of the same labels, " in laid
+    assert f"at 2 shares: it {result}." in laid
+    assert "classifiers" not in render(lines(rows[:3]))
+
+
 def test_a_line_has_mean_and_sample_deviation() -> None:
     values = {name: np.random.default_rng(i).random(5) for i, name in enumerate(("nmi", "ari"))}
     rows = [row(s, **{k: str(v[s]) for k, v in values.items()}) for s in range(5)]

@@ -24,6 +24,8 @@ SAME = ("settings_sha256", "data_sha256", "commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
+TOLD_NOTHING = "metrics_unlabelled.accuracy"
+CLASSIFIERS = ("cae_knn", "cae_logistic")  # of the pretrained embedding, beside sdcec
 FLOAT32 = "32-true"  # the trainer's word for it
 FORMATS = ("text", "markdown", "latex", "csv")
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
@@ -395,8 +397,38 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
         commands.setdefault(f"{command} {name}=" if name else command, []).append(value)
     return [
         " ".join([text, *other]),
+        *against_classifiers(table),
         *(f"not run: {command}{','.join(values)}" for command, values in commands.items()),
     ]
+
+
+def against_classifiers(table: Sequence[Line]) -> list[str]:
+    """Say of SDCEC whether it beats the classifiers that are told the same labels.
+
+    On the samples whose label nobody told; a sentence for each data set and experiment in which
+    both were run.
+    """
+    scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for line in table:
+        if line.method in ("sdcec", *CLASSIFIERS) and (ours := line.ours(TOLD_NOTHING)):
+            row = line.rows[0]
+            shares = scores.setdefault((line.data, row["experiment"]), {})
+            shares.setdefault(row[f"{CONFIG}data.labelled"], {})[line.method] = ours[0]
+    told = []
+    for (data, experiment), shares in scores.items():
+        both = {s: m for s, m in shares.items() if "sdcec" in m and len(m) > 1}
+        lost = [
+            f"{method} at data.labelled={share}"
+            for share, methods in both.items()
+            for method in CLASSIFIERS
+            if methods.get(method, -math.inf) >= methods["sdcec"]
+        ]
+        if both:
+            named = f" of experiment={experiment}" if experiment else ""
+            result = f"does NOT beat {', '.join(lost)}" if lost else "beats all of them"
+            text = f"ACC of unlabelled samples, {data}{named}: sdcec beside classifiers of the"
+            told.append(f"{text} same labels, at {len(both)} shares: it {result}.")
+    return told
 
 
 def as_text(
