@@ -18,7 +18,8 @@ class ResidualAutoencoder(Autoencoder):
     decoder doubles the side as often with transposed convolutions. Batch normalisation and ReLU
     throughout, the last convolution linear. Images are padded with black to sides that halve as
     often as there are stages (28 to 32, as in the paper), their values brought from [0, 1] to
-    [-1, 1], and both undone at the end.
+    [-1, 1], and both undone at the end: here and not in the data, so that pictures, new images and
+    other methods on this network need to know of neither.
 
     The paper has the filters (32, 64, 128, 256, 512), four stages, where its code has five; a small
     one is (16, 32, 64, 64). Stages and blocks are those of the code.
