@@ -574,3 +574,7 @@ def test_every_record_in_results_is_clean() -> None:
         for line in read_records(table):
             assert line["experiment"] == ("" if table.stem == "precision" else table.stem)
             assert re.fullmatch("[0-9a-f]{40}", line["commit"]), line["commit"]
+    for table in (ROOT / "results" / "sweeps").glob("*.csv"):
+        for line in read_records(table):
+            assert (ROOT / "conf" / "experiment" / f"{line['experiment']}.yaml").exists()
+            assert re.fullmatch("[0-9a-f]{40}", line["commit"]), line["commit"]
