@@ -377,8 +377,8 @@ def test_what_module_b_changed_is_told_run_by_run() -> None:
     assert len(figure.axes) == 3
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "ACC\n-7.0 ± 4.2",  # 10 and 4
-        "NMI\n+5.0 ± 7.1",  # 0 and 10
+        "ACC\n-7.00 ± 4.24",  # 10 and 4
+        "NMI\n+5.00 ± 7.07",  # 0 and 10
     ]
     drawn = [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
     assert [pytest.approx([90, 80]), pytest.approx([85, 81])] == drawn[:2]

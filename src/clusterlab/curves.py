@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -220,8 +221,9 @@ def before_and_after(phase: str, scores: Mapping[str, Mapping[str, NDArray[np.fl
                 label = f"{when} {phase}" if i == 0 else None
                 point = {"fmt": "o", "ms": 5, "capsize": 3, "color": PALETTE[j], "zorder": 3}
                 axes.errorbar(at[j], pairs[:, j].mean(), spread[j], label=label, **point)
-            ticks.append(f"{name}\n{change.mean():+.1f} ± {change.std(ddof=ddof):.1f}")
-        axes.set_title(method, loc="left")
+            deviation = f" ± {change.std(ddof=1):.2f}" if ddof else ""
+            ticks.append(f"{name}\n{change.mean():+.2f}{deviation}")
+        axes.set_title(fill(method, 50), loc="left")
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_ylabel("score, %")
         axes.tick_params(labelsize=8)
