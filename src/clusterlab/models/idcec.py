@@ -32,8 +32,8 @@ class IDCEC(DeepClustering):
 
     On USPS module A goes far beyond the paper's numbers with its settings, which leaves little to
     module B: trained embeddings of a cluster all point the same way, so that lambda = 0.65 rejects
-    at most 14 of 9,298 samples. The classifier then ends a little above module A, if it is trained
-    until it knows the labels it is taught; stopped at the first quiet epoch, a little below.
+    at most 14 of 9,298 samples. The classifier mostly ends a little above module A, if it is
+    trained until it knows the labels it is taught; stopped at the first quiet epoch, below.
 
     Args:
         network: The autoencoder of module A.
