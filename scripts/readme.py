@@ -25,6 +25,9 @@ def pages() -> dict[Path, str]:
     for name in dict.fromkeys(row["table"] for row in published):
         table = lines(*of_table(rows, published, name), missing=True)
         details[name] = render(table, format="markdown")
+    chosen = [f"phases.retrain.{name}" for name in ("n_reliable", "accuracy_rejected")]
+    thresholds = lines(read_records(results / "sweeps" / "idcec_lambda.csv"))
+    details["idcec_lambda"] = render(thresholds, format="markdown", also=chosen)
     bits = lines(read_records(results / "precision.csv"))
     speed = {
         "benchmark": benchmark_table(read_records(results / "benchmark.csv")),
