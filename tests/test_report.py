@@ -91,6 +91,9 @@ def test_the_table_says_whether_sdcec_beats_the_classifiers(knn: float, result: 
     assert "usps of experiment=sdcec_table1: sdcec beside classifiers of the same labels, " in laid
     assert f"at 2 shares: it {result}." in laid
     assert "classifiers" not in render(lines(rows[:3]))
+    older = shared("cae_logistic", "0.1", 0.85) | {"commit": "a" * 40}
+    for both in ([older, *rows], [*rows, older]):
+        assert "does NOT beat cae_logistic at data.labelled=0.1" in render(lines(both))
 
 
 def test_a_line_has_mean_and_sample_deviation() -> None:

@@ -153,7 +153,8 @@ class Classifier(nn.Sequential):
         channels, height, width = image_shape(input_shape)
         if min(height, width) >> len(filters) == 0:
             got = f"{height}x{width} and filters {list(filters)}"
-            raise problem("images to halve for each filter", got, "set fewer classifier.filters")
+            remedy = "set fewer model.classifier.filters"
+            raise problem("images to halve for each filter", got, remedy)
         layers: list[nn.Module] = []
         for before, after in zip((channels, *filters), filters, strict=False):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
