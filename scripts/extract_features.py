@@ -1,6 +1,6 @@
 """Features of images from a pretrained ResNet-50: ``scripts/extract_features.py stl10 OUT.npz``.
 
-Needs torchvision: pip install 'clusterlab[features]'. Killed, the same command goes on.
+Needs torchvision: pip install '.[features]'. Killed, the same command goes on.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
+from clusterlab import training
 from clusterlab.assignment import soft_assignment
 from clusterlab.cli import config_folder
 from clusterlab.data.sources import digits
@@ -28,6 +29,7 @@ from clusterlab.folders import PhaseFolder
 from clusterlab.loggers import read_csv
 from clusterlab.models import base as base_module
 from clusterlab.models.dcec import DCEC
+from clusterlab.networks import ConvAutoencoder
 from clusterlab.predict import load
 from clusterlab.training import run
 from conftest import FINISHED, LITTLE, composed
@@ -125,6 +127,7 @@ def test_the_record_is_the_contract(finished: Finished) -> None:
         "device": str,
         "versions": dict,
         "commit": (str, type(None)),
+        "code_sha256": str,
         "data_sha256": str,
         "settings_sha256": str,
         "config": dict,
@@ -492,6 +495,40 @@ def test_a_sweep_over_gamma_pretrains_once(finished: Finished, drawn: Finished) 
     assert len(rows[0]) == 3
     log = (Path(other_cfg.run_dir) / "train.log").read_text()
     assert log.count(f"Reusing the pretrained autoencoder in {entry}.") == 1
+    assert "of other code" not in log
+
+
+def test_an_entry_of_other_code_is_told(
+    finished: Finished,
+    beside: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg = beside(tmp_path / "run", phases__finetune__max_steps=1)
+    monkeypatch.setattr(training, "code_digest", lambda: "of an edited file")
+    phase = run(cfg)["phases"]["pretrain"]
+    assert phase["code_sha256"] == finished[1]["code_sha256"]
+    entry = Path(cfg.pretrained_dir) / phase["store"]
+    said = "The pretrained autoencoder is of other code than this; if the difference matters, "
+    assert caplog.messages.count(f"{said}delete {entry}.") == 1
+
+
+def test_a_network_of_other_shapes_has_another_entry(
+    finished: Finished, beside: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code may build another network from the same config; the store has no weights for that."""
+
+    class Wider(ConvAutoencoder):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.unused = torch.nn.Parameter(torch.ones(1))
+
+    monkeypatch.setattr("clusterlab.networks.ConvAutoencoder", Wider)
+    cfg = beside(tmp_path / "run", phases__finetune__max_steps=1)
+    phase = run(cfg)["phases"]["pretrain"]
+    assert not phase["reused"]
+    assert phase["store"] != finished[1]["phases"]["pretrain"]["store"]
 
 
 def test_an_unfinished_entry_is_not_used(finished: Finished, beside: Compose, tmp_path: Path):

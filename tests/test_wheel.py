@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -108,13 +109,37 @@ def test_installed_command_uses_its_own_configs(site: Path, tmp_path: Path) -> N
     assert result["phases"]["finetune"]["steps"] == 2
 
 
-def test_checkout_knows_its_commit() -> None:
-    """The other side of ``commit`` being null above."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    code = "from clusterlab.record import commit; print(commit())"
-    shown = call("-c", code, cwd=Path("/"))
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.strip().removesuffix("-dirty") == head.stdout.strip()
+def test_checkout_knows_the_last_commit_of_its_code(tmp_path: Path) -> None:
+    """The other side of ``commit`` being null above: what changed no code is the same revision."""
+
+    def git(*command: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", *identity, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def committed() -> str:
+        git("add", ".")
+        git("commit", "-m", "one more")
+        return git("rev-parse", "HEAD")
+
+    def shown() -> str:
+        code = "from clusterlab.record import commit; print(commit())"
+        run = call("-c", code, cwd=Path("/"), PYTHONPATH=str(tmp_path / "src"))
+        assert run.returncode == 0, run.stderr
+        return run.stdout.strip()
+
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git("init")
+    first = committed()
+    (tmp_path / "README.md").write_text("about it")
+    committed()
+    assert shown() == first
+    setting = tmp_path / "conf" / "train.yaml"
+    setting.write_text(setting.read_text() + "# a word more\n")
+    assert shown() == first + "-dirty"
+    assert committed() == shown() != first

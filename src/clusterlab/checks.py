@@ -28,7 +28,7 @@ def build(node: Any, **kwargs: Any) -> Any:
             raise problem(
                 f"the packages that {node.get('_target_')} needs",
                 error.__cause__,
-                "install them, for the loggers with pip install 'clusterlab[wandb,tensorboard]'",
+                "install them, for the loggers with pip install '.[wandb,tensorboard]'",
             ) from None
         raise
 

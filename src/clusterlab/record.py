@@ -1,7 +1,9 @@
 """``result.json``: what a run was, on what, and what came out."""
 
+import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clusterlab.files import config_folder
 from clusterlab.metrics import (
     SCORES,
     assignment_entropy,
@@ -56,12 +59,13 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Say what the run was made on: device, versions, revision."""
+    """Say what the run was made on and by: device, versions, revision, code."""
     packages = ("clusterlab", "torch", "lightning", "numpy", "scikit-learn", "hydra-core")
     return {
         "device": device_name(device),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "commit": commit(),
+        "code_sha256": code_digest(),
     }
 
 
@@ -81,23 +85,33 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Return the revision this code is checked out at, ``-dirty`` appended if it was edited.
+    """Return the last revision that changed code or configs, ``-dirty`` appended if edited since.
 
-    ``None`` for a package that was installed rather than checked out.
+    One that changed only records or documents does not count: runs before and after it are made by
+    the same code, and belong into one mean. ``None`` for a package that was installed rather than
+    checked out.
     """
-    folder = Path(__file__).parent
-    git = ("git", "-C", str(folder))
+    git = ("git", "-C", str(Path(__file__).parent))
+    code = ("--", ".", str(config_folder()))
     try:
         # An installed copy may lie inside some other repository: ask whether this file is tracked.
         subprocess.run(
             [*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True
         )
-        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/conf"],
-            check=True,
-            capture_output=True,
+        last = [*git, "log", "-1", "--format=%H", *code]
+        edited = [*git, "status", "--porcelain", "--untracked-files=no", *code]
+        revision, status = (
+            subprocess.run(command, check=True, capture_output=True) for command in (last, edited)
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.decode().strip() + ("-dirty" if status.stdout.strip() else "")
+    return revision.stdout.decode().strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the package's code, which an edit changes before it is committed."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -57,7 +57,7 @@ from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, opene
 from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.predict import write_predictions
-from clusterlab.record import environment, evaluate
+from clusterlab.record import code_digest, environment, evaluate
 from clusterlab.trouble import change_trouble, spread_trouble, structure_trouble
 
 log = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ def place_centers(
 def ingredients(
     cfg: DictConfig, model: DeepClustering, data: ClusterData, name: str, before: dict[str, Any]
 ) -> dict[str, Any]:
-    """Say what decides the weights after a phase, as far as it is not the code.
+    """Say what decides the weights after a phase, the code by the shapes of its network alone.
 
     Args:
         cfg: The run's config.
@@ -298,6 +298,7 @@ def ingredients(
         return {"after": settings_digest(before), "model": settings, "phase": phase}
     return {
         "network": OmegaConf.to_container(cfg.network, resolve=True),
+        "shapes": {name: list(w.shape) for name, w in model.network.state_dict().items()},
         "objective": model.pretrain_objective,
         "phase": phase,
         "data_sha256": data.samples.sha256,
@@ -324,7 +325,8 @@ def share(
 
     A store entry is a phase folder like any other, under the digest of what it is made of: made
     under a lock, resumed if it was killed, finished once it has its record. Every run keeps a copy
-    of its own.
+    of its own. An edit of the code leaves entries valid, since most do not touch what they hold:
+    who takes one that other code made is told.
     """
     entry = PhaseFolder(Path(cfg.pretrained_dir) / settings_digest(made_of)[:16])
     if not is_rank_zero():
@@ -335,6 +337,9 @@ def share(
         if reused:
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
+            if entry.record()["code_sha256"] != code_digest():
+                warning = "The %s is of other code than this; if the difference matters, delete %s."
+                log.warning(warning, what, entry.path)
             if name == "pretrain":  # whichever model made it
                 load_network(entry.weights, model)
                 model.phase = name
@@ -345,7 +350,7 @@ def share(
         else:
             write_json(entry.path / "made_of.json", made_of)
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
-            entry.save(model, record)
+            entry.save(model, {**record, "code_sha256": code_digest()})
         folder.path.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
             if (entry.path / name).exists():

@@ -161,7 +161,7 @@ def umap(z: Tensor, seed: int = 0) -> Tensor:
     try:
         from umap import UMAP
     except ImportError:
-        remedy = "install it with pip install 'clusterlab[umap]', or take t-SNE"
+        remedy = "install it with pip install '.[umap]', or take t-SNE"
         raise problem("umap-learn for UMAP maps", "none installed", remedy) from None
     if len(z) < 4:
         raise problem("at least 4 samples to map", len(z), "draw more")

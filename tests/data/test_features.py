@@ -177,7 +177,7 @@ def test_cifar10_is_sampled(tmp_path: Path) -> None:
 
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchvision.models", None)
-    with pytest.raises(UserError, match=re.escape("install it with pip install 'clusterlab[feat")):
+    with pytest.raises(UserError, match=re.escape("install it with pip install '.[feat")):
         features.resnet50(None)
 
 

@@ -159,7 +159,7 @@ def resnet50(weights: str | None) -> nn.Module:
     try:
         from torchvision.models import resnet50 as build
     except ImportError as error:
-        remedy = "install it with pip install 'clusterlab[features]'"
+        remedy = "install it with pip install '.[features]'"
         raise problem("torchvision", error, remedy) from error
     try:
         network: nn.Module = build(weights=weights)
