@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from clusterlab.trouble import change_trouble, kind, size_trouble, spread_trouble, structure_trouble
+from clusterlab.trouble import (
+    change_trouble,
+    classifier_trouble,
+    kind,
+    size_trouble,
+    spread_trouble,
+    structure_trouble,
+)
 
 
 def test_no_trouble_with_sizes_as_uneven_as_real_data():
@@ -83,6 +90,11 @@ def test_an_embedding_on_a_line_is_told():
 )
 def test_labels_that_still_change_are_told(change: float | None, reason: str, told: bool):
     assert bool(change_trouble(change, reason)) == told
+
+
+def test_a_classifier_that_does_not_settle_is_told():
+    assert classifier_trouble(None, 3) == classifier_trouble(True, 3) == []
+    assert classifier_trouble(False, 3)[0].startswith("Undecided: after 3 epochs")
 
 
 def test_unstable_clusters_are_told():

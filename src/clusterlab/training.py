@@ -58,7 +58,12 @@ from clusterlab.loggers import PhaseCsv, close, publish, replay, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.predict import write_predictions
 from clusterlab.record import code_digest, environment, evaluate
-from clusterlab.trouble import change_trouble, spread_trouble, structure_trouble
+from clusterlab.trouble import (
+    change_trouble,
+    classifier_trouble,
+    spread_trouble,
+    structure_trouble,
+)
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +216,7 @@ def train_and_evaluate(
     trouble = [
         *(spread_trouble(z) if trained else ()),
         *change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"]),
+        *classifier_trouble(phases[last].get("settled"), phases[last]["epochs"]),
         *structure_trouble(mean_agreement),
     ]
     for line in trouble:

@@ -110,6 +110,25 @@ def change_trouble(change: float | None, stop_reason: str) -> list[str]:
     return [f"Unsettled: {change:.1%} of the labels changed at the last refresh. {advice}"]
 
 
+def classifier_trouble(settled: bool | None, epochs: int) -> list[str]:
+    """Name a classifier that cannot make up its mind about the labels it was taught.
+
+    Seen on digits: a class that clusters split, or two that they joined, keeps it from settling.
+
+    Args:
+        settled: Whether its labels settled; ``None`` if there is no classifier, or nobody asked.
+        epochs: For how many epochs it was trained.
+
+    Example:
+        >>> classifier_trouble(False, 500)[0][:65]
+        'Undecided: after 500 epochs the classifier still changes labels. '
+    """
+    if settled is not False:
+        return []
+    text = f"Undecided: after {epochs} epochs the classifier still changes labels."
+    return [f"{text} Clusters may split or join classes: compare other seeds."]
+
+
 def structure_trouble(agreement: float | None) -> list[str]:
     """Name data in which halves of the samples suggest different clusters.
 

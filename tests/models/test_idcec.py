@@ -326,6 +326,7 @@ def test_labels_of_a_classifier_that_knows_nothing_are_not_settled(
     assert trainer.current_epoch == 4
     assert b.change == 0
     assert "stop_reason" not in b.record()
+    assert b.record()["settled"] is False
 
 
 def test_settled_labels_stop_the_phase(train: Train, tiny: Samples) -> None:
@@ -337,6 +338,7 @@ def test_settled_labels_stop_the_phase(train: Train, tiny: Samples) -> None:
     trainer = train(idcec(Still), tiny, "retrain", [b], max_epochs=9)
     assert trainer.current_epoch == 2
     assert b.record()["stop_reason"] == "tolerance"
+    assert b.record()["settled"] is True
     assert b.record()["label_change"] == 0
 
 
@@ -367,6 +369,7 @@ def test_the_record_says_how_many_samples_are_labelled_as_taught(
     assert b.pseudo_labels is not None
     expected = float((b.labels == b.pseudo_labels).double().mean())
     assert b.record()["learned"] == pytest.approx(expected)
+    assert b.record()["settled"] is None  # a tolerance of 0 never stops
 
 
 def test_a_history_has_the_hidden_layer_and_leaves_the_training_alone(
@@ -453,6 +456,17 @@ def test_a_run_says_what_module_b_did(finished: tuple[DictConfig, dict[str, Any]
         labels, predicted = load(finished[0].run_dir).predict(data["x"])
     assert np.array_equal(labels, label)
     assert np.allclose(predicted, q, atol=1e-6)
+
+
+def test_a_run_whose_classifier_does_not_settle_says_so(
+    finished: tuple[DictConfig, dict[str, Any]], compose: Compose, little_npz: Path
+) -> None:
+    """Three epochs are less than the patience."""
+    said = "Undecided: after 3 epochs the classifier still changes labels."
+    assert not any(line.startswith("Undecided") for line in finished[1]["label_free"]["trouble"])
+    other = compose(*LITTLE_IDCEC, f"data.path={little_npz}", "phases.retrain.tolerance=0.001")
+    other.pretrained_dir = finished[0].pretrained_dir
+    assert any(line.startswith(said) for line in run(other)["label_free"]["trouble"])
 
 
 def test_thresholds_share_everything_before_module_b(

@@ -105,7 +105,9 @@ class SelfTraining(Callback):
 
     def record(self) -> dict[str, Any]:
         """Return what the phase's record says of the choice and of the end."""
-        record = {"label_change": self.change, "learned": self.learned, **self.chosen}
+        settled = self.converged if self.tolerance > 0 else None  # None: nobody asked
+        record = {"label_change": self.change, "learned": self.learned, "settled": settled}
+        record |= self.chosen
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
     def _describe(self, q: Tensor, samples: Samples) -> dict[str, Any]:
