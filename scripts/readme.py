@@ -27,6 +27,7 @@ def pages() -> dict[Path, str]:
         details[name] = render(table, format="markdown")
     chosen = [f"phases.retrain.{name}" for name in ("n_reliable", "accuracy_rejected")]
     thresholds = lines(read_records(results / "sweeps" / "idcec_lambda.csv"))
+    details["idcec_settled"] = settled_table(rows)
     details["idcec_lambda"] = render(thresholds, format="markdown", also=chosen)
     bits = lines(read_records(results / "precision.csv"))
     speed = {
@@ -58,6 +59,19 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
                 body.append([row.get(head, "") for head in shown])
     heads = [head.replace(" paper", ", paper") for head in shown]
     align = ["left" if head in ("data", "method", "runs") else "right" for head in shown]
+    return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+
+
+def settled_table(rows: Sequence[Row]) -> str:
+    """Lay out each run of IDCEC by ACC, and whether the classifier of module B settled."""
+    body = []
+    ours = (row for row in rows if row.get("phases.retrain.stop_reason"))
+    for row in sorted(ours, key=lambda row: float(row["accuracy"])):
+        settled = "yes" if row["phases.retrain.stop_reason"] == "tolerance" else "no"
+        told = [row[name] for name in ("data", "experiment", "config.precision", "seed")]
+        body.append([*told, settled, f"{100 * float(row['accuracy']):.1f}"])
+    heads = ["data", "experiment", "precision", "seed", "settled", "ACC"]
+    align = ["left"] * 3 + ["right"] * 3
     return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
 
 
