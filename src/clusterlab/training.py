@@ -304,7 +304,7 @@ def ingredients(
         return {"after": settings_digest(before), "model": settings, "phase": phase}
     return {
         "network": OmegaConf.to_container(cfg.network, resolve=True),
-        "shapes": {name: list(w.shape) for name, w in model.network.state_dict().items()},
+        "shapes": {key: list(w.shape) for key, w in model.network.state_dict().items()},
         "objective": model.pretrain_objective,
         "phase": phase,
         "data_sha256": data.samples.sha256,
@@ -343,7 +343,8 @@ def share(
         if reused:
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
-            if entry.record()["code_sha256"] != code_digest():
+            record = entry.record()
+            if record["code_sha256"] != code_digest():
                 warning = "The %s is of other code than this; if the difference matters, delete %s."
                 log.warning(warning, what, entry.path)
             if name == "pretrain":  # whichever model made it
@@ -356,12 +357,13 @@ def share(
         else:
             write_json(entry.path / "made_of.json", made_of)
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
-            entry.save(model, {**record, "code_sha256": code_digest()})
+            record["code_sha256"] = code_digest()
+            entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
             if (entry.path / name).exists():
                 shutil.copyfile(entry.path / name, folder.path / name)
-        return {**entry.record(), "reused": reused, "store": entry.path.name}
+        return {**record, "reused": reused, "store": entry.path.name}
 
 
 def fit(
