@@ -4,7 +4,6 @@ Figure 3 of the DCEC paper is the maps of cae_kmeans, dec_conv and dcec on the s
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from clusterlab.checks import build
 from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
+from clusterlab.files import read_json
 from clusterlab.viz import as_numbered, save, side_by_side
 
 
@@ -45,7 +45,7 @@ def draw(runs: list[Path], out: Path, by: list[str], method: str, samples: int, 
     for run in runs:
         if not (run / "assignments.npz").exists():
             raise problem("a finished run", f"no assignments.npz in {run}", "train it to its end")
-        records.append(json.loads((run / "result.json").read_text()))
+        records.append(read_json(run / "result.json"))
     if len({record["data_sha256"] for record in records}) > 1:
         names = ", ".join(record["data"] for record in records)
         raise problem("runs on the same data", names, "give runs of one data set")

@@ -4,13 +4,13 @@ Figures 4 and 5 of the CDC paper are those of its ten runs on each data set.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from clusterlab.curves import SCORES, trials
 from clusterlab.errors import exit_on_error, problem
+from clusterlab.files import read_json
 from clusterlab.folders import PhaseFolder
 from clusterlab.viz import save
 
@@ -33,7 +33,7 @@ def draw(runs: list[Path], out: Path, score: str) -> None:
     for run in runs:
         if not (run / "result.json").exists():
             raise problem("a finished run", f"no result.json in {run}", "train it to its end")
-        record = json.loads((run / "result.json").read_text())
+        record = read_json(run / "result.json")
         column = f"cluster/{SCORES[score]}"
         rows = [row for row in PhaseFolder(run / "finetune").rows() if row.get(column)]
         if not rows:

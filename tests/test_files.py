@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from clusterlab.files import locked, settings_digest, write_atomically, write_json
+from clusterlab.errors import UserError
+from clusterlab.files import locked, read_json, settings_digest, write_atomically, write_json
 
 
 @contextmanager
@@ -80,6 +81,18 @@ def test_json_that_cannot_be_written_keeps_the_old(tmp_path: Path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\x00" * 8, b"\xff\xfe{}"])
+def test_damaged_json_is_told_in_one_line(tmp_path: Path, content: bytes):
+    path = tmp_path / "phase.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as told:
+        read_json(path)
+    line = str(told.value)
+    assert line.startswith(f"Expected JSON, got a damaged file, {path} (")
+    assert line.endswith(f"; delete {tmp_path} and run again.")
+    assert "\n" not in line
 
 
 def test_digest_depends_on_values_and_not_on_order():

@@ -15,6 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from clusterlab.errors import problem
+
 log = logging.getLogger(__name__)
 
 # Functions that the configs call: whoever finds their folder can resolve them.
@@ -65,6 +67,20 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], compressed: bool = True)
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` has written.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        remedy = f"delete {path.parent} and run again"
+        raise problem("JSON", f"a damaged file, {path} ({error})", remedy) from None
+    return value
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

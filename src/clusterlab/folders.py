@@ -1,7 +1,6 @@
 """The run folder and its phase folders: what is finished, with which settings, by which weights."""
 
 import io
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from clusterlab.errors import problem
-from clusterlab.files import locked, write_atomically, write_json
+from clusterlab.files import locked, read_json, write_atomically, write_json
 from clusterlab.loggers import read_csv
 from clusterlab.models.base import DeepClustering, check_checkpoint, check_shapes
 
@@ -85,7 +84,7 @@ def prepare(run_dir: Path, cfg: DictConfig, settings: dict[str, Any]) -> None:
             elif path not in (made_with, run_dir / ".lock"):
                 path.unlink()
     elif made_with.exists():
-        difference = first_difference(json.loads(made_with.read_text()), settings)
+        difference = first_difference(read_json(made_with), settings)
         if difference:
             raise problem(
                 f"the settings that {run_dir} was made with",
@@ -145,8 +144,7 @@ class PhaseFolder:
 
     def record(self) -> dict[str, Any]:
         """Return how the phase went."""
-        record: dict[str, Any] = json.loads((self.path / "phase.json").read_text())
-        return record
+        return read_json(self.path / "phase.json")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what the phase logged; nothing for one that was not trained."""

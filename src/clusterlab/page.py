@@ -1,6 +1,5 @@
 """``report.html``: a run on one page, to see whether its clusters are to be believed."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, exit_on_error, problem
 from clusterlab.figures import BEFORE, MAP, PAGE, map_of, some_of
-from clusterlab.files import write_atomically
+from clusterlab.files import read_json, write_atomically
 from clusterlab.loggers import read_csv
 from clusterlab.metrics import by_class, contingency
 from clusterlab.neighbours import neighbours
@@ -40,7 +39,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
     Returns:
         The page's path.
     """
-    record = json.loads((run_dir / "result.json").read_text())
+    record = read_json(run_dir / "result.json")
     with np.load(run_dir / "assignments.npz") as stored:
         z, q = stored["z"], stored["q"]
     labels, confidence = q.argmax(1), q.max(1)
@@ -167,9 +166,7 @@ def runs_in(folder: Path) -> list[Path]:
         UserError: If there are none.
     """
     found = [path.parent for path in sorted(folder.rglob("result.json"))]
-    finished = [
-        run for run in found if "error" not in json.loads((run / "result.json").read_text())
-    ]
+    finished = [run for run in found if "error" not in read_json(run / "result.json")]
     if not finished:
         raise problem(f"a finished run in {folder}", "none", "give a run's folder, or one of runs")
     return finished
@@ -181,7 +178,7 @@ def data_of(run_dir: Path) -> Samples:
     Raises:
         UserError: If it is not there any more, or not the same.
     """
-    record = json.loads((run_dir / "result.json").read_text())
+    record = read_json(run_dir / "result.json")
     samples: Samples = build(OmegaConf.create(record["config"]).data.source)
     if samples.sha256 != record["data_sha256"]:
         raise problem(f"the data that {run_dir} was made with", "other data", "put it back")
@@ -192,7 +189,7 @@ def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Write ``index.html`` of a folder of runs, which compares them and links to their pages."""
     rows: list[Mapping[str, Any]] = []
     for run in runs:
-        record = json.loads((run / "result.json").read_text())
+        record = read_json(run / "result.json")
         name = run.relative_to(folder).as_posix()
         rows.append({"name": name, "paged": (run / PAGE).exists(), **record})
     return _render(folder / "index.html", title=folder.resolve().name, rows=rows)

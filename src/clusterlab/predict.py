@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.data.sources import as_samples, npz
 from clusterlab.distributed import full_pass
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.files import write_atomically
+from clusterlab.files import read_json, write_atomically
 from clusterlab.folders import PhaseFolder
 from clusterlab.models.base import DeepClustering
 
@@ -118,7 +117,7 @@ def load(run: str | Path) -> Predictor:
             f"take the labels of its own samples from {Path(run) / 'assignments.npz'}",
         )
     result = Path(run) / "result.json"
-    record = json.loads(result.read_text()) if result.exists() else {}
+    record = read_json(result) if result.exists() else {}
     return Predictor(model, tuple(cfg.network.input_shape), record.get("class_names", ()))
 
 

@@ -1,7 +1,6 @@
 """Records of runs: read from their folders, kept as one row a run in ``results/<table>.csv``."""
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from clusterlab.errors import problem
-from clusterlab.files import csv_text, settings_digest, write_atomically
+from clusterlab.files import csv_text, read_json, settings_digest, write_atomically
 from clusterlab.folders import settings_of
 
 Row = dict[str, str]
@@ -84,7 +83,7 @@ def settings_row(settings: Any, name: str = CONFIG) -> Row:
 
 def read_run(path: Path) -> Row:
     """Turn a ``result.json`` into a row: its scalars, and the settings that decided it."""
-    record = json.loads(path.read_text())
+    record = read_json(path)
     # Again from the config: what counts as a setting may have changed since the run.
     settings = settings_of(OmegaConf.create(record.pop("config")))
     record["settings_sha256"] = settings_digest(settings)
@@ -116,7 +115,7 @@ def find(*places: Path) -> Found:
             result = folder / "result.json"
             if not result.exists():
                 found.left_out.append(f"unfinished: {folder}")
-            elif error := json.loads(result.read_text()).get("error"):
+            elif error := read_json(result).get("error"):
                 found.left_out.append(f"failed: {folder}: {error}")
             else:
                 found.add(read_run(result), folder)

@@ -1,6 +1,5 @@
 """How the jobs of a sweep are doing: kept in its folder, so that jobs anywhere can tell."""
 
-import json
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from clusterlab import placement
 from clusterlab.errors import exit_on_error
-from clusterlab.files import settings_digest, write_json
+from clusterlab.files import read_json, settings_digest, write_json
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ class Job:
         """Return what the job has written; nothing before it began."""
         if self.folder is None or not (self.folder / self.name).exists():
             return {}
-        told: dict[str, Any] = json.loads((self.folder / self.name).read_text())
-        return told
+        return read_json(self.folder / self.name)
 
     def write(self, state: str, **more: Any) -> None:
         """Write that the job is ``running``, ``done`` or ``failed``."""
@@ -130,7 +128,7 @@ class Job:
     def take_place(self) -> None:
         """Take a GPU that no other job has, where jobs share this machine's."""
         if self.folder is not None:
-            told = json.loads((self.folder / "sweep.json").read_text())
+            told = read_json(self.folder / "sweep.json")
             placement.take(told["places"])
 
     def say(self, quietly: bool = False) -> None:
@@ -141,7 +139,7 @@ class Job:
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
     """Return what the jobs of a sweep have written, in the order of their last words."""
-    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    found = [read_json(path) for path in folder.glob("*.json")]
     return sorted((job for job in found if "state" in job), key=lambda job: float(job["time"]))
 
 
@@ -153,7 +151,7 @@ def progress(folder: Path) -> str:
     found = jobs(folder)
     states = [job["state"] for job in found]
     parts = [f"{states.count(state)} {state}" for state in ("done", "running", "failed")]
-    total = json.loads((folder / "sweep.json").read_text())["jobs"]
+    total = read_json(folder / "sweep.json")["jobs"]
     if total is None:
         return f"Sweep: {', '.join(parts)}."
     left = max(total - len(found), 0)

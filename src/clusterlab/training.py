@@ -1,6 +1,5 @@
 """Run what a config asks for: phases one after the other, then scores, figures and the record."""
 
-import json
 import logging
 import shutil
 import time
@@ -49,6 +48,7 @@ from clusterlab.files import (
     file_digest,
     locked,
     log_to,
+    read_json,
     settings_digest,
     write_arrays,
     write_json,
@@ -119,7 +119,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     with opened(cfg, made_from) as run_dir:
         result_file = run_dir / "result.json"
         if result_file.exists():
-            result: dict[str, Any] = json.loads(result_file.read_text())
+            result = read_json(result_file)
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
                 if cfg.figures and not (run_dir / PAGE).exists():

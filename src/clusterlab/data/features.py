@@ -1,6 +1,5 @@
 """Features of photographs from a pretrained network, which cluster where their pixels do not."""
 
-import json
 import shutil
 import tarfile
 import zlib
@@ -23,7 +22,7 @@ from clusterlab.data.images import decode, folder_labels, image_files
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.data.sources import npz
 from clusterlab.errors import problem
-from clusterlab.files import locked, settings_digest, write_arrays, write_json
+from clusterlab.files import locked, read_json, settings_digest, write_arrays, write_json
 
 # What torchvision's ResNet-50 was trained on: side, and mean and deviation of each channel
 SIDE = 224
@@ -213,7 +212,7 @@ def extract(
     with locked(part, "extracting the same features"):
         made_of = {"images": images.made_of, "network": made_by, "chunk": CHUNK}
         note = part / "made_of.json"
-        if note.exists() and json.loads(note.read_text()) != made_of:
+        if note.exists() and read_json(note) != made_of:
             remedy = "delete the folder, or write to another file"
             raise problem(f"features of the same images in {part}", "others", remedy)
         write_json(note, made_of)
