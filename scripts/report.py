@@ -53,6 +53,10 @@ def main() -> None:
         rows, published = found.rows, read_records(PUBLISHED)
         if arguments.table:
             rows, published = of_table(rows, published, arguments.table)
+        for name in arguments.also:
+            if not any(row.get(name) for row in rows):
+                remedy = "choose one of the head of a table that scripts/collect.py writes"
+                raise problem("a column of the records", name, remedy)
         table = lines(rows, published, arguments.missing)
     print(render(table, found.left_out, arguments.format, arguments.also), end="")
     if arguments.format == "csv":  # the notes have no place in it

@@ -360,6 +360,19 @@ def test_the_share_of_right_labels_is_a_score_too() -> None:
     assert float(numbers[f"{name}_std"]) == pytest.approx(0.1 * 2**0.5, rel=1e-4)
 
 
+def test_a_column_of_words() -> None:
+    name, other = "phases.retrain.stop_reason", "phases.pretrain.reused"
+    stops = ("max_epochs", "tolerance", "tolerance")
+    rows = [row(seed, **{name: stop, other: "True"}) for seed, stop in enumerate(stops)]
+    table = lines([*rows, row(0, model="kmeans")])
+    head, _, *told = render(table, format="markdown", also=[name, other]).splitlines()[:4]
+    columns = [cells(head).index(column) for column in ("method", name, other)]
+    found = [[cells(line)[column] for column in columns] for line in told]
+    assert found == [["dcec", "2 tolerance, 1 max_epochs", "True"], ["kmeans", "", ""]]
+    text = io.StringIO(render(table, format="csv", also=[name, other]))
+    assert [numbers[name] for numbers in csv.DictReader(text)] == ["2 tolerance, 1 max_epochs", ""]
+
+
 # Before and after module B
 
 
@@ -483,6 +496,9 @@ def test_the_program_prints_and_writes(tmp_path: Path) -> None:
     tables = {"table.txt", "table.md", "table.tex", "table.csv"}
     assert made == {*tables, "loss.gamma.png", "retrain.png"}
     assert (out / "table.md").read_text() == done.stdout
+    again = report(table, "--also", "accuracy", "phases.finetune.step")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "Expected a column of the records, got phases.finetune.step;" in again.stderr
     again = report(tmp_path / "none")
     assert (again.returncode, again.stdout) == (1, "")
     assert re.fullmatch(r"Error: Expected runs or records, got no .*none; .*\n", again.stderr)

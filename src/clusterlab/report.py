@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -55,10 +56,20 @@ class Line:
         """Return mean and deviation of a score over seeds; ``None`` without labels or runs.
 
         In percent for the four scores, of whatever samples or phase; any other number of the
-        records is left as it is.
+        records is left as it is, and a word, such as why a phase stopped, has no mean.
         """
-        values = [scale(name) * float(row[name]) for row in self.rows if row.get(name)]
+        try:
+            values = [scale(name) * float(row[name]) for row in self.rows if row.get(name)]
+        except ValueError:
+            return None
         return (mean(values), stdev(values) if len(values) > 1 else None) if values else None
+
+    def words(self, name: str) -> str:
+        """Return what a column says that is no number; how often, where runs say different."""
+        counts = Counter(row[name] for row in self.rows if row.get(name))
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{count} {word}" for word, count in counts.most_common())
 
     def theirs(self, name: str) -> float | None:
         """Return the published score in percent."""
@@ -287,8 +298,8 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
         if ours := line.ours(f"metrics_unlabelled.{name}"):
             row[f"{SHORT[name]} unlabelled"] = _shown(ours, ".1f", ".1f")
     for name in also:
-        if found := line.ours(name):
-            row[name] = _shown(found, ".6g", ".3g")
+        found = line.ours(name)
+        row[name] = _shown(found, ".6g", ".3g") if found else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.rows[0]["device"]
@@ -315,6 +326,8 @@ def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
         if found := line.ours(name):
             row[name] = f"{found[0] / scale(name):.9g}"
             row[f"{name}_std"] = "" if found[1] is None else f"{found[1] / scale(name):.6g}"
+        else:
+            row[name] = line.words(name)
     if line.rows:
         row["minutes"] = f"{line.minutes:.2f}"
         row |= {name: line.rows[0].get(name, "") for name in SAME}
