@@ -65,7 +65,7 @@ def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr("time.time", lambda: seconds)
 
 
-def test_the_wait_is_that_of_the_jobs_that_worked(
+def test_the_wait_is_what_the_jobs_took_by_their_records(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at(monkeypatch, 0)
@@ -78,11 +78,11 @@ def test_the_wait_is_that_of_the_jobs_that_worked(
     assert [told[20:] for told in (folder / "progress.log").read_text().splitlines()] == [line] * 2
     assert capsys.readouterr().err == ""
     at(monkeypatch, 3600)
-    jobs[0].write("done", worked=True)
+    jobs[0].write("done", seconds=3590.0)  # figures took the rest
     for job in jobs[1:3]:
         job.write("running")
     jobs[3].write("running")
-    jobs[3].write("done", worked=False)  # a second: it had been there
+    jobs[3].write("done", seconds=3600.0)  # at once: it had been there
     at(monkeypatch, 3600 + 1200)
     # Two running with 40 minutes to go, one left of 60 minutes, two at a time: 70 minutes.
     text = "Sweep of 5: 2 done, 2 running, 0 failed, 1 left, about 1:10 h."
@@ -101,7 +101,7 @@ def test_a_failure_is_told_with_its_command(folder: Path) -> None:
     assert why == "data.path=my pictures seed=1: Expected a file, got none; look."
     assert shlex.split(again) == ["again:", "python", "train.py", *overrides]
     job.write("running")  # somebody repeats it in the same sweep
-    job.write("done", worked=True)
+    job.write("done")
     assert sweep.failures(folder, "python train.py") == []
 
 
@@ -256,7 +256,7 @@ def job(cfg):
         Path("killed").touch() if os.environ["KILL"] == "once" else None
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.5)
-    told.write("done", worked=True, score=cfg.seed)
+    told.write("done", score=cfg.seed)
     return cfg.seed
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ def job(cfg: DictConfig) -> float:
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
-        finished = (Path(cfg.run_dir) / "result.json").exists()
         record = run(cfg)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -114,7 +113,9 @@ def job(cfg: DictConfig) -> float:
         # by it that the job is to be started again.
         raise SystemExit(130 if code in (None, 1) else code) from None
     score = sweep.objective(record, cfg.optimize) if record else -math.inf
-    told.write("done", worked=not finished, score=score)
+    phases = record["phases"].values() if record else []
+    own = sum(phase["seconds"] for phase in phases if not phase.get("reused"))
+    told.write("done", seconds=own, score=score)
     if record:
         show(record, Path(cfg.run_dir))
     told.say()

@@ -104,13 +104,21 @@ class Job:
             return {}
         return read_json(self.folder / self.name)
 
-    def write(self, state: str, **more: Any) -> None:
-        """Write that the job is ``running``, ``done`` or ``failed``."""
+    def write(self, state: str, seconds: float = 0.0, **more: Any) -> None:
+        """Write that the job is ``running``, ``done`` or ``failed``.
+
+        Args:
+            state: One of these.
+            seconds: What its record says that it took; more than it took now if it went on from a
+                checkpoint, or was finished before.
+            **more: Its ``score``, or ``why`` it failed.
+        """
         if self.folder is not None:
             told = {"overrides": self.overrides, "state": state, "time": time.time(), **more}
             with suppress(OSError):  # a full disk is the run's to tell
                 if state != "running":
-                    told["seconds"] = told["time"] - self.read().get("time", told["time"])
+                    now = told["time"] - self.read().get("time", told["time"])
+                    told["seconds"] = max(now, seconds)
                 write_json(self.folder / self.name, told)
 
     def forget(self) -> None:
@@ -144,10 +152,7 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
 
 
 def progress(folder: Path) -> str:
-    """Say how many jobs of a sweep are done, running, failed and left, and what is left to wait.
-
-    A job that had been finished before tells nothing about the time of one that was not.
-    """
+    """Say how many jobs of a sweep are done, running, failed and left, and what is left to wait."""
     found = jobs(folder)
     states = [job["state"] for job in found]
     parts = [f"{states.count(state)} {state}" for state in ("done", "running", "failed")]
@@ -156,11 +161,11 @@ def progress(folder: Path) -> str:
         return f"Sweep: {', '.join(parts)}."
     left = max(total - len(found), 0)
     text = f"Sweep of {total}: {', '.join(parts)}, {left} left"
-    worked = [job["seconds"] for job in found if job.get("worked")]
+    took = [job["seconds"] for job in found if job["state"] == "done"]
     running = [time.time() - job["time"] for job in found if job["state"] == "running"]
-    if not worked or not left + len(running):
+    if not took or not left + len(running):
         return f"{text}."
-    mean = sum(worked) / len(worked)
+    mean = sum(took) / len(took)
     ahead = left * mean + sum(max(mean - seconds, 0) for seconds in running)
     wait = timedelta(seconds=60 * round(ahead / max(len(running), 1) / 60))
     return f"{text}, about {str(wait)[:-3]} h."
