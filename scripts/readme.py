@@ -6,7 +6,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from clusterlab.errors import problem
-from clusterlab.report import START, cells, lines, of_table, render, short
+from clusterlab.layout import cells, render
+from clusterlab.report import START, lines, of_table, short
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]

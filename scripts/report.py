@@ -7,16 +7,8 @@ from typing import Any
 
 from clusterlab.curves import before_and_after, over_setting
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.report import (
-    FORMATS,
-    SHORT,
-    lines,
-    numbers,
-    of_table,
-    render,
-    retrained,
-    sweeps,
-)
+from clusterlab.layout import FORMATS, numbers, render
+from clusterlab.report import SHORT, lines, of_table, retrained, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 

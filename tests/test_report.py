@@ -16,17 +16,8 @@ import pytest
 
 from clusterlab import curves
 from clusterlab.errors import UserError
-from clusterlab.report import (
-    FORMATS,
-    SAME,
-    START,
-    Line,
-    differences,
-    lines,
-    render,
-    retrained,
-    sweeps,
-)
+from clusterlab.layout import FORMATS, render
+from clusterlab.report import SAME, START, Line, differences, lines, retrained, sweeps
 from clusterlab.results import read_records
 
 ROOT = Path(__file__).parents[1]

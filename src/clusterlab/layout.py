@@ -1,0 +1,201 @@
+"""The table of a report with its notes, in four formats."""
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tabulate import tabulate
+
+from clusterlab.files import csv_text
+from clusterlab.metrics import SCORES
+from clusterlab.report import SAME, SHORT, Line, Score, scale, short
+from clusterlab.results import CONFIG
+
+UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
+TOLD_NOTHING = "metrics_unlabelled.accuracy"
+CLASSIFIERS = ("cae_knn", "cae_logistic")  # of the pretrained embedding, beside sdcec
+FORMATS = ("text", "markdown", "latex", "csv")
+
+
+def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
+    """Return the cells of a line by the head of their column, as text for people."""
+    row = {"data": line.data, "method": line.method, "seeds": str(len(line.rows) or "not run")}
+    row["runs"] = ", ".join(f"{name}={value}" for name, value in line.different.items())
+    for name in SCORES:
+        ours, theirs = line.ours(name), line.theirs(name)
+        if ours:
+            row[SHORT[name]] = _shown(ours, ".1f", ".1f")
+        if theirs is not None:
+            row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
+        if ours and theirs is not None:
+            row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
+    for name in UNLABELLED:
+        if ours := line.ours(f"metrics_unlabelled.{name}"):
+            row[f"{SHORT[name]} unlabelled"] = _shown(ours, ".1f", ".1f")
+    for name in also:
+        found = line.ours(name)
+        row[name] = _shown(found, ".6g", ".3g") if found else line.words(name)
+    if line.minutes is not None:
+        row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
+        row["device"] = line.rows[0]["device"]
+        row["revision"] = short("commit", line.rows[0]["commit"])
+    return row
+
+
+def _shown(score: Score, mean: str, deviation: str) -> str:
+    return f"{score[0]:{mean}}" + ("" if score[1] is None else f" ± {score[1]:{deviation}}")
+
+
+def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a line as numbers for programs; scores in [0, 1]."""
+    row: dict[str, Any] = {"data": line.data, "method": line.method, "seeds": len(line.rows)}
+    for name in SCORES:
+        if ours := line.ours(name):
+            row[name] = f"{ours[0] / 100:.6f}"
+            row[f"{name}_std"] = "" if ours[1] is None else f"{ours[1] / 100:.6f}"
+        if (theirs := line.theirs(name)) is not None:
+            row[f"{name}_published"] = f"{theirs / 100:.4f}"
+        if ours := line.ours(f"metrics_unlabelled.{name}"):
+            row[f"{name}_unlabelled"] = f"{ours[0] / 100:.6f}"
+    for name in also:
+        if found := line.ours(name):
+            row[name] = f"{found[0] / scale(name):.9g}"
+            row[f"{name}_std"] = "" if found[1] is None else f"{found[1] / scale(name):.6g}"
+        else:
+            row[name] = line.words(name)
+    if line.rows:
+        row["minutes"] = f"{line.minutes:.2f}"
+        row |= {name: line.rows[0].get(name, "") for name in SAME}
+        row |= line.different
+    return row
+
+
+def render(
+    table: Sequence[Line],
+    left_out: Sequence[str] = (),
+    format: str = "text",
+    also: Sequence[str] = (),
+) -> str:
+    """Lay out a table with its notes.
+
+    Args:
+        table: The lines.
+        left_out: Runs that are not in it, a sentence each; not part of the CSV.
+        format: One of ``FORMATS``.
+        also: Further columns of the records to show, such as ``phases.finetune.steps``.
+    """
+    if format == "csv":
+        return csv_text([numbers(line, also) for line in table])
+    rows = [cells(line, also) for line in table]
+    # A column that says the same in every line goes into the notes.
+    shared = {}
+    for name in ("device", "revision"):
+        values = {row.get(name) for row in rows} - {None}
+        if len(values) == 1:
+            shared[name] = values.pop()
+            rows = [{head: cell for head, cell in row.items() if head != name} for row in rows]
+    scores = [f"{s}{kind}" for s in SHORT.values() for kind in ("", " paper", " diff")]
+    scores += [f"{SHORT[name]} unlabelled" for name in UNLABELLED]
+    order = ["data", "method", "runs", "seeds", *scores, *also, "minutes", "device", "revision"]
+    heads = [head for head in order if any(row.get(head) for row in rows)]
+    body = [[row.get(head, "") for head in heads] for row in rows]
+    notes = [*remarks(table, shared), *left_out]
+    left = ("data", "method", "runs", "device", "revision")
+    if format == "text":
+        return as_text(heads, body, left, notes)
+    if format == "markdown":
+        heads = [head.replace(" diff", " Δ").replace(" paper", ", paper") for head in heads]
+    align = ["left" if head in left else "right" for head in heads]
+    style = "pipe" if format == "markdown" else "latex_booktabs"
+    laid = tabulate(body, heads, style, disable_numparse=True, colalign=align)
+    if format == "latex":
+        laid = laid.replace("±", r"$\pm$")
+        return "\n".join([f"% {note}" for note in notes] + [laid, ""])
+    return "\n".join([laid, "", " ".join(notes[:1]), *(f"- {note}" for note in notes[1:]), ""])
+
+
+def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str]:
+    """Say how to read the table, and what its published numbers are."""
+    text = "In %, mean ± standard deviation over seeds, last state of each run; minutes of a run"
+    text += ", a reused pretraining included."
+    text += "".join(f" {name.capitalize()}: {value}." for name, value in shared.items())
+    sources = dict.fromkeys(
+        f"{line.published['paper']}, {line.published['place']}"
+        for line in table
+        if line.published and any(line.published[name] for name in SCORES)
+    )
+    if sources:
+        text += f" Paper: {'; '.join(sources)}; differences in points."
+    other = dict.fromkeys(
+        f"{line.method} stands where the paper has {line.published['published_as']}."
+        for line in table
+        if line.published and line.published.get("published_as")
+    )
+    missing: dict[tuple[str, str], list[str]] = {}
+    for line in table:
+        if line.published and not line.rows:
+            setting = line.published.get("setting") or ""
+            experiment = f"experiment={line.published['experiment']} data={line.data}"
+            experiment += f" {line.published['needs']}" if line.published.get("needs") else ""
+            missing.setdefault((experiment, setting), []).append(line.method)
+    commands: dict[str, list[str]] = {}  # one for all values of a setting
+    for (experiment, setting), methods in missing.items():
+        name, _, value = setting.partition("=")
+        command = f"python train.py -m {experiment} model={','.join(methods)} seed=0,1,2,3,4"
+        commands.setdefault(f"{command} {name}=" if name else command, []).append(value)
+    return [
+        " ".join([text, *other]),
+        *against_classifiers(table),
+        *(f"not run: {command}{','.join(values)}" for command, values in commands.items()),
+    ]
+
+
+def against_classifiers(table: Sequence[Line]) -> list[str]:
+    """Say of SDCEC whether it beats the classifiers that are told the same labels.
+
+    On the samples whose label nobody told; a sentence for each data set and experiment in which
+    both were run. Where a method has several lines, SDCEC's lowest must beat the others' highest.
+    """
+    scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for line in table:
+        if line.method in ("sdcec", *CLASSIFIERS) and (ours := line.ours(TOLD_NOTHING)):
+            row = line.rows[0]
+            shares = scores.setdefault((line.data, row["experiment"]), {})
+            found = shares.setdefault(row[f"{CONFIG}data.labelled"], {})
+            worst = min if line.method == "sdcec" else max
+            found[line.method] = worst(ours[0], found.get(line.method, ours[0]))
+    told = []
+    for (data, experiment), shares in scores.items():
+        both = {s: m for s, m in shares.items() if "sdcec" in m and len(m) > 1}
+        lost = [
+            f"{method} at data.labelled={share}"
+            for share, methods in both.items()
+            for method in CLASSIFIERS
+            if methods.get(method, -math.inf) >= methods["sdcec"]
+        ]
+        if both:
+            named = f" of experiment={experiment}" if experiment else ""
+            result = f"does NOT beat {', '.join(lost)}" if lost else "beats all of them"
+            text = f"ACC of unlabelled samples, {data}{named}: sdcec beside classifiers of the"
+            told.append(f"{text} same labels, at {len(both)} shares: it {result}.")
+    return told
+
+
+def as_text(
+    heads: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Lay out a table for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right")
+    for row in body:
+        table.add_row(*row)
+    text = io.StringIO()
+    # As wide as it is: a narrow terminal breaks lines better than cells.
+    Console(file=text, width=10_000, markup=False, highlight=False).print(table)
+    laid = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*laid, *notes, ""])
