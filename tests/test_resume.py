@@ -221,6 +221,28 @@ def test_half_a_checkpoint_does_not_stay(
     assert leftovers(tmp_path / "killed") == []
 
 
+def test_going_on_by_other_code_is_told(
+    asked: Callable[..., list[str]], commands: Commands, tmp_path: Path
+) -> None:
+    """The record names the code that ended the run; each of its phases, the one that began it."""
+    arguments = asked("killed", "checkpoint_interval=0")
+    kill = KILL_AT_REPLACE.format(name=f"{TUNE}/last.ckpt", n=1, when="after", seen="")
+    killed = commands.run(*arguments, before=kill)
+    assert killed.code == -signal.SIGKILL
+    edited = "from clusterlab import record, training\n"
+    edited += "record.code_digest = training.code_digest = lambda: 'of an edited file'\n"
+    again = commands.run(*arguments, before=edited)
+    assert again.code == 0, again.stderr
+    said = "is of other code than this; if the difference matters, start the run over"
+    for what in ("Finished pretrain phase", "Begun finetune phase"):
+        assert again.stderr.count(f"{what} {said} with restart=true.") == 1, again.stderr
+    result = json.loads((tmp_path / "killed" / "run" / "result.json").read_text())
+    assert result["code_sha256"] == "of an edited file"
+    begun = {phase["code_sha256"] for phase in result["phases"].values()}
+    assert len(begun) == 1
+    assert begun != {"of an edited file"}
+
+
 @pytest.mark.slow
 def test_killed_at_a_random_moment(
     asked: Callable[..., list[str]], commands: Commands, tmp_path: Path

@@ -510,7 +510,7 @@ def test_an_entry_of_other_code_is_told(
     phase = run(cfg)["phases"]["pretrain"]
     assert phase["code_sha256"] == finished[1]["code_sha256"]
     entry = Path(cfg.pretrained_dir) / phase["store"]
-    said = "The pretrained autoencoder is of other code than this; if the difference matters, "
+    said = "Pretrained autoencoder is of other code than this; if the difference matters, "
     assert caplog.messages.count(f"{said}delete {entry}.") == 1
 
 
@@ -555,7 +555,8 @@ def test_init_from_an_autoencoder(finished: Finished, beside: Compose, tmp_path:
         phases__finetune__max_steps=1,
     )
     record = run(cfg)["phases"]["pretrain"]
-    assert record == {"seconds": 0.0, "epochs": 0, "steps": 0, "stop_reason": "init_from"}
+    untrained = {"seconds": 0.0, "epochs": 0, "steps": 0, "stop_reason": "init_from"}
+    assert record == {**untrained, "code_sha256": finished[1]["code_sha256"]}
     given, taken = weights(path.parents[1], "finetune"), weights(cfg.run_dir, "pretrain")
     assert different(given, taken) == ["centers"]  # the network alone is taken
     assert not (tmp_path / "pretrained").exists()

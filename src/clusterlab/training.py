@@ -67,6 +67,8 @@ from clusterlab.trouble import (
 
 log = logging.getLogger(__name__)
 
+START_OVER = "start the run over with restart=true"
+
 
 def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     """Make the run that a config describes, or finish one that was started.
@@ -257,6 +259,7 @@ def train_phases(
             folder.load(model, name)
             replay(folder.rows(), loggers)
             records[name] = folder.record()
+            tell_other_code(records[name].get("code_sha256"), f"Finished {name} phase", START_OVER)
             continue
         if name == "pretrain" and cfg.init_from is not None:
             model.phase = name
@@ -267,6 +270,7 @@ def train_phases(
             record = share(cfg, name, model, data, folder, made_of, loggers)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
+        record.setdefault("code_sha256", code_digest())
         if is_rank_zero():
             folder.save(model, record)
         records[name] = record
@@ -344,9 +348,7 @@ def share(
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
             record = entry.record()
-            if record["code_sha256"] != code_digest():
-                warning = "The %s is of other code than this; if the difference matters, delete %s."
-                log.warning(warning, what, entry.path)
+            tell_other_code(record["code_sha256"], what.capitalize(), f"delete {entry.path}")
             if name == "pretrain":  # whichever model made it
                 load_network(entry.weights, model)
                 model.phase = name
@@ -357,13 +359,18 @@ def share(
         else:
             write_json(entry.path / "made_of.json", made_of)
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
-            record["code_sha256"] = code_digest()
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
             if (entry.path / name).exists():
                 shutil.copyfile(entry.path / name, folder.path / name)
         return {**record, "reused": reused, "store": entry.path.name}
+
+
+def tell_other_code(code_sha256: str | None, what: str, remedy: str) -> None:
+    """Warn that what a run goes on from is not of the code that its record will name."""
+    if code_sha256 != code_digest() and is_rank_zero():
+        log.warning("%s is of other code than this; if the difference matters, %s.", what, remedy)
 
 
 def fit(
@@ -381,7 +388,7 @@ def fit(
     model.optimizer = build(phase.optimizer)
     data.augment = build(phase.get("augment"))
     data.subset = None
-    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval)
+    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code_digest())
     callbacks = list(build(phase.callbacks).values())
     shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
@@ -392,8 +399,10 @@ def fit(
     )
     resumed = folder.last.exists()
     if resumed and trainer.is_global_zero:
-        step = load_checkpoint(folder.last)["global_step"]
+        saved = load_checkpoint(folder.last)
+        step, own = saved["global_step"], saved["callbacks"][checkpoint.state_key]
         log.info("Resuming %s at step %d.", name, step)
+        tell_other_code(own.get("code_sha256"), f"Begun {name} phase", START_OVER)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
     try:
         trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
@@ -406,6 +415,7 @@ def fit(
         raise problem("all processes of the run", f"one that is gone ({reason})", remedy) from error
     record: dict[str, Any] = {
         "seconds": checkpoint.seconds,
+        "code_sha256": checkpoint.code_sha256,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "stop_reason": "max_steps" if trainer.global_step == phase.max_steps else "max_epochs",
