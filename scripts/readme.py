@@ -6,11 +6,18 @@ from pathlib import Path
 from tabulate import tabulate
 
 from clusterlab.errors import problem
-from clusterlab.layout import cells, render
+from clusterlab.layout import cells, render, where_settled
 from clusterlab.report import START, lines, of_table, short
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
+# Tables of a swept setting, and what module B says that they show beside the scores: module A's,
+# and those of what the classifier was taught.
+TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "stop_reason")
+SWEPT = {
+    "idcec_lambda": ("n_reliable", "accuracy_rejected"),
+    "idcec_alpha": TAUGHT,
+}
 
 
 def pages() -> dict[Path, str]:
@@ -26,10 +33,11 @@ def pages() -> dict[Path, str]:
     for name in dict.fromkeys(row["table"] for row in published):
         table = lines(*of_table(rows, published, name), missing=True)
         details[name] = render(table, format="markdown")
-    chosen = [f"phases.retrain.{name}" for name in ("n_reliable", "accuracy_rejected")]
-    thresholds = lines(read_records(results / "sweeps" / "idcec_lambda.csv"))
     details["idcec_settled"] = settled_table(rows)
-    details["idcec_lambda"] = render(thresholds, format="markdown", also=chosen)
+    for name, also in SWEPT.items():
+        swept = lines(read_records(results / "sweeps" / f"{name}.csv"))
+        shown = [f"phases.retrain.{column}" for column in also]
+        details[name] = render(swept, format="markdown", also=shown)
     bits = lines(read_records(results / "precision.csv"))
     speed = {
         "benchmark": benchmark_table(read_records(results / "benchmark.csv")),
@@ -52,15 +60,17 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
     """Lay out what was run of the methods that the published tables are of, and named after."""
     scores = ("ACC", "ACC paper", "NMI", "NMI paper", "ACC unlabelled")
     shown = ("data", "method", "runs", "seeds", *scores, "minutes")
-    body = []
-    for name in dict.fromkeys(row["table"] for row in published):
-        for line in lines(*of_table(rows, published, name)):
-            if line.method == name.partition("_")[0]:
-                row = cells(line)
-                body.append([row.get(head, "") for head in shown])
+    table = [
+        line
+        for name in dict.fromkeys(row["table"] for row in published)
+        for line in lines(*of_table(rows, published, name))
+        if line.method == name.partition("_")[0]
+    ]
+    body = [[row.get(head, "") for head in shown] for row in map(cells, table)]
     heads = [head.replace(" paper", ", paper") for head in shown]
     align = ["left" if head in ("data", "method", "runs") else "right" for head in shown]
-    return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+    laid = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
+    return "\n".join([laid, "", *(f"- {text}" for text in where_settled(table))])
 
 
 def settled_table(rows: Sequence[Row]) -> str:

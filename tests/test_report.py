@@ -87,6 +87,19 @@ def test_the_table_says_whether_sdcec_beats_the_classifiers(knn: float, result: 
         assert "does NOT beat cae_logistic at data.labelled=0.1" in render(lines(both))
 
 
+def test_what_settled_runs_reach_is_told() -> None:
+    """Of ACC 0.9 and 0.8 the mean is 85, and the sample deviation 5 times the root of 2."""
+    name = "phases.retrain.stop_reason"
+    stops = zip((0.9, 0.4, 0.8), ("tolerance", "max_epochs", "tolerance"), strict=True)
+    runs = [row(i, accuracy=str(acc), **{name: why}) for i, (acc, why) in enumerate(stops)]
+    said = "dcec on usps: its classifier settled in 2 of 3 runs, where it has ACC 85.0 ± 7.1"
+    assert said in render(lines(runs))
+    assert "settled" not in render(lines([runs[0], runs[2]]))
+    assert "settled" not in render(lines([row(0, accuracy="0.9"), row(1, accuracy="0.9")]))
+    restless = [run | {name: "max_epochs"} for run in runs]
+    assert "settled in 0 of 3 runs.\n" in render(lines(restless))
+
+
 def test_a_line_has_mean_and_sample_deviation() -> None:
     values = {name: np.random.default_rng(i).random(5) for i, name in enumerate(("nmi", "ari"))}
     rows = [row(s, **{k: str(v[s]) for k, v in values.items()}) for s in range(5)]
@@ -345,7 +358,7 @@ def test_the_share_of_right_labels_is_a_score_too() -> None:
     name = "phases.retrain.accuracy_rejected"
     table = lines([row(0, **{name: "0.1"}), row(1, **{name: "0.3"})])
     head, _, line, *_ = render(table, format="markdown", also=[name]).splitlines()
-    assert cells(line)[cells(head).index(name)] == "20 ± 14.1"
+    assert cells(line)[cells(head).index(name)] == "20.0 ± 14.1"
     (numbers,) = csv.DictReader(io.StringIO(render(table, format="csv", also=[name])))
     assert float(numbers[name]) == pytest.approx(0.2)  # as all scores for programs
     assert float(numbers[f"{name}_std"]) == pytest.approx(0.1 * 2**0.5, rel=1e-4)

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich import box
@@ -37,8 +38,8 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
         if ours := line.ours(f"metrics_unlabelled.{name}"):
             row[f"{SHORT[name]} unlabelled"] = _shown(ours, ".1f", ".1f")
     for name in also:
-        found = line.ours(name)
-        row[name] = _shown(found, ".6g", ".3g") if found else line.words(name)
+        style = (".1f", ".1f") if scale(name) == 100 else (".6g", ".3g")
+        row[name] = _shown(found, *style) if (found := line.ours(name)) else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.rows[0]["device"]
@@ -150,6 +151,7 @@ def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str
     return [
         " ".join([text, *other]),
         *against_classifiers(table),
+        *where_settled(table),
         *(f"not run: {command}{','.join(values)}" for command, values in commands.items()),
     ]
 
@@ -182,6 +184,27 @@ def against_classifiers(table: Sequence[Line]) -> list[str]:
             result = f"does NOT beat {', '.join(lost)}" if lost else "beats all of them"
             text = f"ACC of unlabelled samples, {data}{named}: sdcec beside classifiers of the"
             told.append(f"{text} same labels, at {len(both)} shares: it {result}.")
+    return told
+
+
+def where_settled(table: Sequence[Line]) -> list[str]:
+    """Say of IDCEC what those of its runs reach whose classifier settled.
+
+    Where clusters split or join classes it keeps changing labels, which is seen without the truth:
+    a user can take another seed. A sentence for each line of several runs that did not all settle.
+    """
+    told = []
+    for line in table:
+        stops = [row.get("phases.retrain.stop_reason") for row in line.rows]
+        calm = [row for row, stop in zip(line.rows, stops, strict=True) if stop == "tolerance"]
+        if any(stops) and len(calm) < len(stops) > 1:
+            settled = replace(line, rows=tuple(calm))
+            scores = [
+                f"{SHORT[n]} {_shown(s, '.1f', '.1f')}" for n in SCORES if (s := settled.ours(n))
+            ]
+            reached = f", where it has {', '.join(scores)}" if scores else ""
+            text = f"its classifier settled in {len(calm)} of {len(stops)} runs{reached}."
+            told.append(f"{line.name()}: {text}")
     return told
 
 
