@@ -273,6 +273,8 @@ def test_published_numbers_of_a_setting_stand_beside_that_setting() -> None:
     }
     command = "experiment=dcec_table1 data=usps model=dcec seed=0,1,2,3,4 data.labelled=0"
     assert f"not run: python train.py -m {command}" in laid
+    (alone,) = lines(shares("0.5"), published)  # nothing else tells the reader which share it is
+    assert alone.different == {"data.labelled": "0.5"}
 
 
 # Formats

@@ -160,8 +160,11 @@ def _lines_of(data: str, method: str, rows: Sequence[Row], published: Sequence[R
         if len(set(seeds)) < len(seeds):
             raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
         theirs = published_for(group[0], published)
+        name = ((theirs or {}).get("setting") or "").partition("=")[0]
+        if name and name not in different:  # told also where nothing else differs
+            different = {name: short(name, group[0][CONFIG + name]), **different}
         bits = group[0].get(f"{CONFIG}precision") or FLOAT32
-        if bits != FLOAT32 and "precision" not in different:  # told also where nothing else differs
+        if bits != FLOAT32 and "precision" not in different:
             different["trainer.precision"] = bits
         found.append(Line(data, method, tuple(group), theirs, different))
     return sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
