@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clusterlab.centers import consistent_kmeans, kmeans
+from clusterlab.errors import UserError
 
 
 def blobs(k: int = 4, d: int = 3, size: int = 25) -> tuple[Tensor, Tensor]:
@@ -106,3 +107,10 @@ def test_labels_that_a_second_look_confirms_beat_the_least_squares():
     found = consistent_kmeans(z, view, 3, seed=0, n_starts=30)
     assert sorted(cross(found)) == [[0], [1], [2]]
     assert torch.equal(found, consistent_kmeans(z, view, 3, seed=0, n_starts=30))
+    # The next best is of others: it ends where the least squares are.
+    second = consistent_kmeans(z, view, 3, seed=0, n_starts=30, n_skipped=1)
+    torch.testing.assert_close(
+        second.sort(0).values, kmeans(z, 3, seed=0)[0].sort(0).values, rtol=0.01, atol=0.1
+    )
+    with pytest.raises(UserError, match=r"30 ends of k-means or more, got \d that differ, from"):
+        consistent_kmeans(z, view, 3, seed=0, n_starts=30, n_skipped=29)

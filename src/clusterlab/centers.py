@@ -11,6 +11,8 @@ from clusterlab.errors import problem
 from clusterlab.metrics import ari, contingency
 from clusterlab.seeding import derive_seed
 
+SAME_END = 0.95  # of an adjusted Rand index; ends that split another class have one of .9 or less
+
 
 def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Tensor, Tensor]:
     """Cluster embeddings with k-means and keep the best of several starts.
@@ -38,9 +40,9 @@ def kmeans(z: Tensor, n_clusters: int, seed: int, n_init: int = 20) -> tuple[Ten
 
 
 def consistent_kmeans(
-    z: Tensor, view: Tensor, n_clusters: int, seed: int, n_starts: int = 100
+    z: Tensor, view: Tensor, n_clusters: int, seed: int, n_starts: int = 100, n_skipped: int = 0
 ) -> Tensor:
-    r"""Keep the start of k-means whose labels changed images tell best.
+    r"""Keep the start of k-means whose labels changed images tell best, or one that comes after it.
 
     .. math:: \max I(S; S'), \qquad s_i = \arg\min_j \|z_i - \mu_j\|, \quad
         s'_i = \arg\min_j \|z'_i - \mu_j\|
@@ -56,18 +58,30 @@ def consistent_kmeans(
         n_clusters: K.
         seed: Seed of the starts.
         n_starts: Number of starts.
+        n_skipped: How many of the best ends to pass over. Starts that end with nearly the same
+            labels, of an adjusted Rand index above ``SAME_END``, have one end.
 
     Returns:
         Centers, shape ``(K, d)``, on ``z``'s device.
+
+    Raises:
+        UserError: If the starts have fewer ends.
     """
-    best, centers = -1.0, z.new_zeros(n_clusters, z.shape[1])
+    ends = []
     for start in range(n_starts):
-        found, labels = kmeans(z, n_clusters, derive_seed(seed, "start", start), n_init=1)
-        told = torch.cdist(view, found).argmin(1)
-        information = float(mutual_info_score(labels.cpu(), told.cpu()))
-        if information > best:
-            best, centers = information, found
-    return centers
+        centers, labels = kmeans(z, n_clusters, derive_seed(seed, "start", start), n_init=1)
+        told = torch.cdist(view, centers).argmin(1)
+        ends.append((float(mutual_info_score(labels.cpu(), told.cpu())), centers, labels))
+    different: list[Tensor] = []
+    for _, centers, labels in sorted(ends, key=lambda end: -end[0]):
+        tables = (contingency(labels, other, n_clusters, n_clusters) for other in different)
+        if not any(ari(table) > SAME_END for table in tables):
+            different.append(labels)
+            if len(different) > n_skipped:
+                return centers
+    found = f"{len(different)} that differ, from {n_starts} starts"
+    remedy = "skip fewer, or set more starts"
+    raise problem(f"{n_skipped + 1} ends of k-means or more", found, remedy)
 
 
 def agreement(

@@ -106,9 +106,10 @@ def test_a_start_is_chosen_by_augmented_images(
     moved = still.maps(1, side, side, torch.Generator())
     moved[:, 0, 2] += 4 / side
     monkeypatch.setattr(still, "maps", lambda n, *_: moved.expand(n, -1, -1))
-    train(model, tiny, "finetune", [ClusterInit(consistent_starts=7)], max_steps=1, augment=still)
+    init = ClusterInit(consistent_starts=7, skipped_starts=2)
+    train(model, tiny, "finetune", [init], max_steps=1, augment=still)
     ((z, view, settings),) = seen
-    assert settings == (10, 3, 7)
+    assert settings == (10, 3, 7, 2)
     shifted = torch.zeros_like(tiny.x)
     shifted[..., :-2] = tiny.x[..., 2:]
     with torch.no_grad():
@@ -126,3 +127,7 @@ def test_a_start_cannot_be_chosen_without_augmentation(compose: Callable[..., Di
         check_phases(plain.phases, plain.model)
     with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
         ClusterInit(consistent_starts=-1)
+    with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
+        ClusterInit(consistent_starts=7, skipped_starts=-1)
+    with pytest.raises(UserError, match="starts to choose among, got skipped_starts alone; set"):
+        ClusterInit(skipped_starts=1)

@@ -24,16 +24,22 @@ class ClusterInit(Callback):
     Args:
         consistent_starts: Among how many starts of k-means to choose by what an augmented copy of
             the images says of them, see ``consistent_kmeans``; 0 leaves the centers to the model.
+        skipped_starts: How many of the best of them to pass over: 1 for the next best.
 
     Raises:
-        UserError: If the number is negative.
+        UserError: If a number is negative, or none are chosen among and some passed over.
     """
 
-    def __init__(self, consistent_starts: int = 0) -> None:
-        if not isinstance(consistent_starts, int) or consistent_starts < 0:
-            where = "set phases.finetune.callbacks.cluster_init.consistent_starts"
-            raise problem("a number of starts, or 0", consistent_starts, where)
+    def __init__(self, consistent_starts: int = 0, skipped_starts: int = 0) -> None:
+        for number in (consistent_starts, skipped_starts):
+            if not isinstance(number, int) or number < 0:
+                where = "set phases.finetune.callbacks.cluster_init.consistent_starts"
+                raise problem("a number of starts, or 0", number, where)
+        if skipped_starts and not consistent_starts:
+            remedy = "set phases.finetune.callbacks.cluster_init.consistent_starts=100"
+            raise problem("starts to choose among", "skipped_starts alone", remedy)
         self.consistent_starts = consistent_starts
+        self.skipped_starts = skipped_starts
         self.done = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,8 +70,8 @@ class ClusterInit(Callback):
 
         images = in_order(data.samples.x)
         view = full_pass(encode, model.network, images, model.device)  # (N, d)
-        n_clusters = len(model.centers)
-        return consistent_kmeans(z, view, n_clusters, model.seed, self.consistent_starts)
+        numbers = (len(model.centers), model.seed, self.consistent_starts, self.skipped_starts)
+        return consistent_kmeans(z, view, *numbers)
 
     def state_dict(self) -> dict[str, Any]:
         """Remember that it happened."""
