@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# A sweep of jobs that write down what CUDA would see, on a machine that says it has two GPUs.
+# A sweep of jobs that write down what CUDA would see, on a machine that says it has two GPUs. Each
+# has a GPU until as many jobs as TOGETHER have had one too, for a minute at most.
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
@@ -21,9 +22,15 @@ from clusterlab.files import config_folder
 def job(cfg):
     sweep.Job([f"seed={cfg.seed}"]).take_place()
     begin = time.time()
-    time.sleep(1.5)
+    folder = Path(cfg.output_dir)
+    (folder / f"{cfg.seed}.begun").touch()
+    while len(list(folder.glob("*.begun"))) < int(os.environ["TOGETHER"]):
+        time.sleep(0.1)
+        if time.time() > begin + 60:
+            break
+    time.sleep(0.5)
     told = f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {begin} {time.time()}"
-    Path(cfg.output_dir, f"{cfg.seed}.txt").write_text(told)
+    (folder / f"{cfg.seed}.txt").write_text(told)
 
 if __name__ == "__main__":
     torch.cuda.device_count = lambda: 2
@@ -47,10 +54,12 @@ def swept(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sweep(folder: Path, *overrides: str) -> tuple[list[tuple[str, float, float]], str]:
+def sweep(
+    folder: Path, *overrides: str, together: int = 1
+) -> tuple[list[tuple[str, float, float]], str]:
     command = [sys.executable, "program.py", "-m", f"output_dir={folder}", *overrides]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
-    environment["TMPDIR"] = str(folder)  # of the locks
+    environment |= {"TMPDIR": str(folder), "TOGETHER": str(together)}  # there are the locks
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return told(folder), done.stdout + done.stderr
@@ -60,7 +69,7 @@ def sweep(folder: Path, *overrides: str) -> tuple[list[tuple[str, float, float]]
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_no_two_jobs_on_one_gpu(swept: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
-    jobs, printed = sweep(swept, f"hydra/launcher={launcher}", "seed=0,1,2,3")
+    jobs, printed = sweep(swept, f"hydra/launcher={launcher}", "seed=0,1,2,3", together=2)
     assert {gpu for gpu, _, _ in jobs} == {"0", "1"}
     pairs = [(a, b) for i, a in enumerate(jobs) for b in jobs[:i]]
     assert not any(overlap(a, b) for a, b in pairs if a[0] == b[0])
@@ -73,7 +82,7 @@ def test_no_two_jobs_on_one_gpu(swept: Path, launcher: str) -> None:
 def test_jobs_share_a_gpu_if_asked(swept: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     asked = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4", "jobs_per_gpu=2")
-    jobs, printed = sweep(swept, *asked, "seed=0,1,2,3")
+    jobs, printed = sweep(swept, *asked, "seed=0,1,2,3", together=4)
     assert sorted(gpu for gpu, _, _ in jobs) == ["0", "0", "1", "1"]
     assert "at a time" not in printed
     assert all(overlap(a, b) for a in jobs for b in jobs)
