@@ -17,6 +17,7 @@ TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "sto
 SWEPT = {
     "idcec_lambda": ("n_reliable", "accuracy_rejected"),
     "idcec_alpha": TAUGHT,
+    "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
 }
 
