@@ -7,12 +7,12 @@ from tabulate import tabulate
 
 from clusterlab.errors import problem
 from clusterlab.layout import cells, render, where_settled
-from clusterlab.report import START, lines, of_table, short
+from clusterlab.report import START, lines, of_table, settled, short
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
-# Tables of a swept setting, and what module B says that they show beside the scores: module A's,
-# and those of what the classifier was taught.
+# Tables of a swept setting, and the columns of phases.retrain in them. ACC of module A, of what
+# module B's classifier was taught, and why its training ended:
 TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "stop_reason")
 SWEPT = {
     "idcec_lambda": ("n_reliable", "accuracy_rejected"),
@@ -78,11 +78,10 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
 def settled_table(rows: Sequence[Row]) -> str:
     """Lay out each run of IDCEC by ACC, and whether the classifier of module B settled."""
     body = []
-    ours = (row for row in rows if row.get("phases.retrain.stop_reason"))
+    ours = (row for row in rows if settled(row) is not None)
     for row in sorted(ours, key=lambda row: float(row["accuracy"])):
-        settled = "yes" if row["phases.retrain.stop_reason"] == "tolerance" else "no"
         told = [row[name] for name in ("data", "experiment", "config.precision", "seed")]
-        body.append([*told, settled, f"{100 * float(row['accuracy']):.1f}"])
+        body.append([*told, "yes" if settled(row) else "no", f"{100 * float(row['accuracy']):.1f}"])
     heads = ["data", "experiment", "precision", "seed", "settled", "ACC"]
     align = ["left"] * 3 + ["right"] * 3
     return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)

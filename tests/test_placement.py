@@ -24,10 +24,9 @@ def job(cfg):
     begin = time.time()
     folder = Path(cfg.output_dir)
     (folder / f"{cfg.seed}.begun").touch()
-    while len(list(folder.glob("*.begun"))) < int(os.environ["TOGETHER"]):
+    together = int(os.environ["TOGETHER"])
+    while len(list(folder.glob("*.begun"))) < together and time.time() < begin + 60:
         time.sleep(0.1)
-        if time.time() > begin + 60:
-            break
     time.sleep(0.5)
     told = f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {begin} {time.time()}"
     (folder / f"{cfg.seed}.txt").write_text(told)

@@ -234,7 +234,7 @@ def test_going_on_by_other_code_is_told(
     again = commands.run(*arguments, before=edited)
     assert again.code == 0, again.stderr
     said = "is of other code than this; if the difference matters, start the run over"
-    for what in ("Finished pretrain phase", "Begun finetune phase"):
+    for what in ("The finished pretrain phase", "The begun finetune phase"):
         assert again.stderr.count(f"{what} {said} with restart=true.") == 1, again.stderr
     result = json.loads((tmp_path / "killed" / "run" / "result.json").read_text())
     assert result["code_sha256"] == "of an edited file"

@@ -510,7 +510,7 @@ def test_an_entry_of_other_code_is_told(
     phase = run(cfg)["phases"]["pretrain"]
     assert phase["code_sha256"] == finished[1]["code_sha256"]
     entry = Path(cfg.pretrained_dir) / phase["store"]
-    said = "Pretrained autoencoder is of other code than this; if the difference matters, "
+    said = "The pretrained autoencoder is of other code than this; if the difference matters, "
     assert caplog.messages.count(f"{said}delete {entry}.") == 1
 
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from clusterlab.files import csv_text
 from clusterlab.metrics import SCORES
-from clusterlab.report import SAME, SHORT, Line, Score, scale, short
+from clusterlab.report import SAME, SHORT, Line, Score, scale, settled, short
 from clusterlab.results import CONFIG
 
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
@@ -29,16 +29,16 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
     for name in SCORES:
         ours, theirs = line.ours(name), line.theirs(name)
         if ours:
-            row[SHORT[name]] = _shown(ours, ".1f", ".1f")
+            row[SHORT[name]] = _shown(ours)
         if theirs is not None:
             row[f"{SHORT[name]} paper"] = f"{theirs:.1f}"
         if ours and theirs is not None:
             row[f"{SHORT[name]} diff"] = f"{round(ours[0] - theirs, 1) + 0.0:+.1f}"  # no -0.0
     for name in UNLABELLED:
         if ours := line.ours(f"metrics_unlabelled.{name}"):
-            row[f"{SHORT[name]} unlabelled"] = _shown(ours, ".1f", ".1f")
+            row[f"{SHORT[name]} unlabelled"] = _shown(ours)
     for name in also:
-        style = (".1f", ".1f") if scale(name) == 100 else (".6g", ".3g")
+        style = () if scale(name) == 100 else (".6g", ".3g")
         row[name] = _shown(found, *style) if (found := line.ours(name)) else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
@@ -47,7 +47,7 @@ def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
     return row
 
 
-def _shown(score: Score, mean: str, deviation: str) -> str:
+def _shown(score: Score, mean: str = ".1f", deviation: str = ".1f") -> str:
     return f"{score[0]:{mean}}" + ("" if score[1] is None else f" ± {score[1]:{deviation}}")
 
 
@@ -195,15 +195,12 @@ def where_settled(table: Sequence[Line]) -> list[str]:
     """
     told = []
     for line in table:
-        stops = [row.get("phases.retrain.stop_reason") for row in line.rows]
-        calm = [row for row, stop in zip(line.rows, stops, strict=True) if stop == "tolerance"]
-        if any(stops) and len(calm) < len(stops) > 1:
-            settled = replace(line, rows=tuple(calm))
-            scores = [
-                f"{SHORT[n]} {_shown(s, '.1f', '.1f')}" for n in SCORES if (s := settled.ours(n))
-            ]
+        known = [row for row in line.rows if settled(row) is not None]
+        calm = replace(line, rows=tuple(row for row in known if settled(row)))
+        if len(calm.rows) < len(known) > 1:
+            scores = [f"{SHORT[n]} {_shown(score)}" for n in SCORES if (score := calm.ours(n))]
             reached = f", where it has {', '.join(scores)}" if scores else ""
-            text = f"its classifier settled in {len(calm)} of {len(stops)} runs{reached}."
+            text = f"its classifier settled in {len(calm.rows)} of {len(known)} runs{reached}."
             told.append(f"{line.name()}: {text}")
     return told
 

@@ -17,6 +17,7 @@ from clusterlab.results import CONFIG, Row
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
+STOPPED = "phases.retrain.stop_reason"
 FLOAT32 = "32-true"  # the trainer's word for it
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
 
@@ -106,6 +107,16 @@ def of_table(
         if (row["data"], row["model"]) in cells and row["experiment"] not in others
     ]
     return chosen, own
+
+
+def settled(row: Row) -> bool | None:
+    """Tell whether the classifier of a run's module B settled; ``None`` if it has none.
+
+    Example:
+        >>> [settled({STOPPED: why}) for why in ("tolerance", "max_epochs", "")]
+        [True, False, None]
+    """
+    return row[STOPPED] == "tolerance" if row.get(STOPPED) else None
 
 
 def scale(name: str) -> int:

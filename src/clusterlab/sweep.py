@@ -117,8 +117,8 @@ class Job:
             told = {"overrides": self.overrides, "state": state, "time": time.time(), **more}
             with suppress(OSError):  # a full disk is the run's to tell
                 if state != "running":
-                    now = told["time"] - self.read().get("time", told["time"])
-                    told["seconds"] = max(now, seconds)
+                    passed = told["time"] - self.read().get("time", told["time"])
+                    told["seconds"] = max(passed, seconds)
                 write_json(self.folder / self.name, told)
 
     def forget(self) -> None:

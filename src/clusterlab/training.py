@@ -259,7 +259,7 @@ def train_phases(
             folder.load(model, name)
             replay(folder.rows(), loggers)
             records[name] = folder.record()
-            tell_other_code(records[name].get("code_sha256"), f"Finished {name} phase", START_OVER)
+            tell_other_code(records[name].get("code_sha256"), f"finished {name} phase", START_OVER)
             continue
         if name == "pretrain" and cfg.init_from is not None:
             model.phase = name
@@ -348,7 +348,7 @@ def share(
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
             record = entry.record()
-            tell_other_code(record["code_sha256"], what.capitalize(), f"delete {entry.path}")
+            tell_other_code(record["code_sha256"], what, f"delete {entry.path}")
             if name == "pretrain":  # whichever model made it
                 load_network(entry.weights, model)
                 model.phase = name
@@ -370,7 +370,8 @@ def share(
 def tell_other_code(code_sha256: str | None, what: str, remedy: str) -> None:
     """Warn that what a run goes on from is not of the code that its record will name."""
     if code_sha256 != code_digest() and is_rank_zero():
-        log.warning("%s is of other code than this; if the difference matters, %s.", what, remedy)
+        text = "The %s is of other code than this; if the difference matters, %s."
+        log.warning(text, what, remedy)
 
 
 def fit(
@@ -402,7 +403,7 @@ def fit(
         saved = load_checkpoint(folder.last)
         step, own = saved["global_step"], saved["callbacks"][checkpoint.state_key]
         log.info("Resuming %s at step %d.", name, step)
-        tell_other_code(own.get("code_sha256"), f"Begun {name} phase", START_OVER)
+        tell_other_code(own.get("code_sha256"), f"begun {name} phase", START_OVER)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
     try:
         trainer.fit(model, data, ckpt_path=folder.last if resumed else None)

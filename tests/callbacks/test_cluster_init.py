@@ -127,7 +127,9 @@ def test_a_start_cannot_be_chosen_without_augmentation(compose: Callable[..., Di
         check_phases(plain.phases, plain.model)
     with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
         ClusterInit(consistent_starts=-1)
-    with pytest.raises(UserError, match="a number of starts, or 0, got -1"):
+    with pytest.raises(
+        UserError, match=r"a number of starts, or 0, got -1; set .*\.skipped_starts"
+    ):
         ClusterInit(consistent_starts=7, skipped_starts=-1)
     with pytest.raises(UserError, match="starts to choose among, got skipped_starts alone; set"):
         ClusterInit(skipped_starts=1)

@@ -31,15 +31,16 @@ class ClusterInit(Callback):
     """
 
     def __init__(self, consistent_starts: int = 0, skipped_starts: int = 0) -> None:
-        for number in (consistent_starts, skipped_starts):
-            if not isinstance(number, int) or number < 0:
-                where = "set phases.finetune.callbacks.cluster_init.consistent_starts"
-                raise problem("a number of starts, or 0", number, where)
-        if skipped_starts and not consistent_starts:
-            remedy = "set phases.finetune.callbacks.cluster_init.consistent_starts=100"
-            raise problem("starts to choose among", "skipped_starts alone", remedy)
         self.consistent_starts = consistent_starts
         self.skipped_starts = skipped_starts
+        key = "phases.finetune.callbacks.cluster_init"
+        for name in ("consistent_starts", "skipped_starts"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 0:
+                raise problem("a number of starts, or 0", number, f"set {key}.{name}")
+        if skipped_starts and not consistent_starts:
+            remedy = f"set {key}.consistent_starts=100"
+            raise problem("starts to choose among", "skipped_starts alone", remedy)
         self.done = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,8 +71,9 @@ class ClusterInit(Callback):
 
         images = in_order(data.samples.x)
         view = full_pass(encode, model.network, images, model.device)  # (N, d)
-        numbers = (len(model.centers), model.seed, self.consistent_starts, self.skipped_starts)
-        return consistent_kmeans(z, view, *numbers)
+        return consistent_kmeans(
+            z, view, len(model.centers), model.seed, self.consistent_starts, self.skipped_starts
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Remember that it happened."""
