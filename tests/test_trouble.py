@@ -36,7 +36,7 @@ def test_trouble_names_a_collapse_above_nine_tenths_only():
     assert size_trouble(torch.tensor([90, 10])) == []
     (message,) = size_trouble(torch.tensor([9, 91]))
     assert message.startswith("Collapsed: cluster 1 (91 of 100 samples).")
-    assert "gamma" in message
+    assert "weight of the clustering term" in message
 
 
 def test_trouble_names_a_cluster_with_more_than_half_of_many():

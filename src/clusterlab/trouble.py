@@ -13,6 +13,7 @@ LOST_SPREAD = 0.01  # of the embeddings' length
 FLAT = 1.2  # effective dimensions
 UNSETTLED_CHANGE = 0.02  # of the labels, between the last two refreshes
 UNSTABLE_AGREEMENT = 0.6  # adjusted Rand index of two halves' clusterings
+WEAKER = "a smaller weight of the clustering term"  # gamma or alpha: each method has its own letter
 
 
 def size_trouble(sizes: Tensor) -> list[str]:
@@ -23,14 +24,14 @@ def size_trouble(sizes: Tensor) -> list[str]:
 
     Example:
         >>> size_trouble(torch.tensor([40, 0, 60]))
-        ['Empty: cluster 1. Try fewer n_clusters or longer pretraining.']
+        ['Empty: cluster 1. Try fewer n_clusters or longer training.']
     """
     n, k = int(sizes.sum()), len(sizes)
     collapsed = (sizes > COLLAPSE_SHARE * n) & (k > 1)
-    smaller = "Try a smaller gamma or learning rate, or a larger update_interval."
+    smaller = f"Try {WEAKER}, a smaller learning rate or a larger update_interval."
     messages = []
     for what, found, advice in (
-        ("Empty", sizes == 0, "Try fewer n_clusters or longer pretraining."),
+        ("Empty", sizes == 0, "Try fewer n_clusters or longer training."),
         (
             "Nearly empty",
             (sizes > 0) & (sizes * k < TINY_SHARE * n),
@@ -66,7 +67,7 @@ def spread_trouble(z: Tensor) -> list[str]:
     z = z - z.mean(0)
     covariance = (z.T @ z if len(z) > z.shape[1] else z @ z.T) / len(z)  # of equal eigenvalues
     variance = covariance.trace()
-    advice = "Try longer pretraining, a smaller gamma, or reconstruction in the finetune phase."
+    advice = f"Try longer pretraining, {WEAKER}, or reconstruction beside it."
     if variance <= LOST_SPREAD**2 * length:
         share = float((variance / length.clamp(min=1e-300)).sqrt())
         return [f"Spread lost: embeddings differ by {share:.2%} of their length. {advice}"]
