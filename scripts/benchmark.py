@@ -38,6 +38,7 @@ from clusterlab.folders import PhaseFolder
 from clusterlab.loggers import Row, write_csv
 from clusterlab.networks import Autoencoder
 from clusterlab.record import commit, device_name
+from clusterlab.results import read_records
 from clusterlab.training import fit
 
 T = 140  # steps between two refreshes in the papers
@@ -243,7 +244,7 @@ def peak_memory(case: Case) -> list[Row]:
 
 
 def main() -> None:
-    """Measure everything, print a table and write it to a CSV."""
+    """Measure everything, print a table and write it to a CSV, beside what other devices have."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, help="rounds that count; 9, with --quick 2")
     parser.add_argument("--out", type=Path, help="results/benchmark.csv, with --quick no file")
@@ -286,7 +287,8 @@ def main() -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         made = {"device": device, "threads": torch.get_num_threads(), "commit": commit()}
-        write_csv(out, [row | made for row in rows])
+        kept = [row for row in read_records(out) if row["device"] != device]
+        write_csv(out, [*kept, *(row | made for row in rows)])
 
 
 if __name__ == "__main__":

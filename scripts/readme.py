@@ -12,8 +12,8 @@ from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 # Tables of a swept setting, and the columns of phases.retrain in them. ACC of module A, of what
-# module B's classifier was taught, and why its training ended:
-TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "stop_reason")
+# module B's classifier was taught, for how many epochs, and why they ended:
+TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "epochs", "stop_reason")
 SWEPT = {
     "idcec_lambda": ("n_reliable", "accuracy_rejected"),
     "idcec_alpha": TAUGHT,
@@ -76,29 +76,36 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
 
 
 def settled_table(rows: Sequence[Row]) -> str:
-    """Lay out each run of IDCEC by ACC, and whether the classifier of module B settled."""
+    """Lay out each run of IDCEC by ACC, and when the classifier of module B settled."""
     body = []
     ours = (row for row in rows if settled(row) is not None)
     for row in sorted(ours, key=lambda row: float(row["accuracy"])):
         told = [row[name] for name in ("data", "experiment", "config.precision", "seed")]
-        body.append([*told, "yes" if settled(row) else "no", f"{100 * float(row['accuracy']):.1f}"])
-    heads = ["data", "experiment", "precision", "seed", "settled", "ACC"]
-    align = ["left"] * 3 + ["right"] * 3
+        told += ["yes" if settled(row) else "no", row["phases.retrain.epochs"]]
+        body.append([*told, f"{100 * float(row['accuracy']):.1f}"])
+    heads = ["data", "experiment", "precision", "seed", "settled", "epochs", "ACC"]
+    align = ["left"] * 3 + ["right"] * 4
     return tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
 
 
 def benchmark_table(rows: Sequence[Row]) -> str:
-    """Lay out the benchmark's CPU measurements; the file has the wall times too."""
-    body = []
+    """Lay out the benchmark's CPU measurements, a column a device; the file has wall times too."""
+    made = {
+        row["device"]: f"{row['device']}: revision {short('commit', row['commit'])}" for row in rows
+    }
+    parts: dict[tuple[str, str, str], Row] = {}
     for row in rows:
-        if not row["unit"].startswith("wall ") or row["measure"] == "one refresh":
-            value = f"{float(row['value']):,.4g}" if float(row["value"]) < 1000 else row["value"]
-            body.append([row["measure"], row["shape"], value, row["unit"]])
-    heads, align = ["measure", "images", "value", "unit"], ["left", "left", "right", "left"]
-    made = {f"{row['device']}, revision {short('commit', row['commit'])}" for row in rows}
-    note = f"{'; '.join(sorted(made))}. Medians of interleaved rounds, `make benchmark`."
+        if "wall" not in row["unit"] or row["measure"] == "one refresh":
+            part = parts.setdefault((row["measure"], row["shape"], row["unit"]), {})
+            value = float(row["value"])
+            part[row["device"]] = f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+    body = [[*key, *(part.get(name, "") for name in made)] for key, part in parts.items()]
+    align = ["left"] * 3 + ["right"] * len(made)
+    heads = ["measure", "images", "unit", *made]
     table = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
-    return f"{table}\n\n{note}"
+    return (
+        f"{table}\n\n{'; '.join(made.values())}. Medians of interleaved rounds, `make benchmark`."
+    )
 
 
 def scan_table(rows: Sequence[Row]) -> str:

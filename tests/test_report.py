@@ -525,20 +525,25 @@ def readme() -> ModuleType:
 
 
 def test_benchmark_table(readme: ModuleType) -> None:
-    """CPU times and the seconds of a refresh; other wall times stay in the file."""
-    shared = {"shape": "100 x 8x8", "device": "a CPU", "commit": "c" * 40}
+    """CPU times and the seconds of a refresh, by device; other wall times stay in the file."""
+    first = {"shape": "100 x 8x8", "device": "a CPU", "commit": "c" * 40}
+    second = first | {"device": "another", "commit": "d" * 40}
+    bare = {"measure": "bare loop", "value": "12.34567", "unit": "images / CPU s"}
     rows = [
-        {"measure": "bare loop", "value": "12.34567", "unit": "images / CPU s"},
-        {"measure": "bare loop", "value": "45678", "unit": "wall images / s"},
-        {"measure": "one refresh", "value": "2.5", "unit": "wall s"},
+        bare | first,
+        {"measure": "bare loop", "value": "45678", "unit": "wall images / s"} | first,
+        {"measure": "bare loop", "value": "45679", "unit": "images / wall s"} | first,
+        {"measure": "one refresh", "value": "2.5", "unit": "wall s"} | first,
+        bare | {"value": "12345.6"} | second,
     ]
-    laid = readme.benchmark_table([row | shared for row in rows]).splitlines()
-    assert [cells(line) for line in laid[2:4]] == [
-        ["bare loop", "100 x 8x8", "12.35", "images / CPU s"],
-        ["one refresh", "100 x 8x8", "2.5", "wall s"],
+    laid = readme.benchmark_table(rows).splitlines()
+    assert [cells(line) for line in [laid[0], *laid[2:4]]] == [
+        ["measure", "images", "unit", "a CPU", "another"],
+        ["bare loop", "100 x 8x8", "images / CPU s", "12.35", "12,346"],
+        ["one refresh", "100 x 8x8", "wall s", "2.5", ""],
     ]
-    assert "45678" not in "".join(laid)
-    assert laid[-1].startswith("a CPU, revision ccccccccc.")
+    assert "4567" not in "".join(laid)
+    assert laid[-1].startswith("a CPU: revision ccccccccc; another: revision ddddddddd.")
 
 
 def test_fill_replaces_what_stands_between_the_markers(readme: ModuleType) -> None:
