@@ -127,7 +127,8 @@ def classifier_trouble(settled: bool | None, epochs: int) -> list[str]:
     if settled is not False:
         return []
     text = f"Undecided: after {epochs} epochs the classifier still changes labels."
-    return [f"{text} Clusters may split or join classes: compare other seeds."]
+    advice = "compare other seeds, or other starts: consistent_starts=100 of cluster_init."
+    return [f"{text} Clusters may split or join classes: {advice}"]
 
 
 def structure_trouble(agreement: float | None) -> list[str]:
