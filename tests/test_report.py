@@ -465,6 +465,18 @@ def test_the_curve_over_a_setting_shows_means_and_bands() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dcec on usps"]
 
 
+@pytest.mark.parametrize("length", [5, 60])
+def test_names_of_curves_stay_within_the_figure(length: int) -> None:
+    named = {letter * length: [(x, {"ACC": (80.0, None)}) for x in (1.0, 2.0)] for letter in "ab"}
+    figure = curves.over_setting("loss.gamma", named)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(named)
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_a_wide_setting_that_starts_at_zero_keeps_its_values_apart() -> None:
     points = [(x, {"ACC": (50.0, None)}) for x in (0.0, 0.01, 0.1, 0.5)]
     (axes,) = curves.over_setting("data.labelled", {"sdcec on usps": points}).axes

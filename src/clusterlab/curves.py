@@ -152,7 +152,7 @@ def trials(curves: Mapping[str, Sequence[NDArray[np.float64]]], score: str) -> F
         axes.tick_params(labelsize=8)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*steps.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    _name_curves(figure, steps)
     return figure
 
 
@@ -194,8 +194,17 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
     for axes in grid.flat[len(names) :]:
         axes.remove()
     if names:
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        _name_curves(figure, grid[0, 0])
     return figure
+
+
+def _name_curves(figure: Figure, axes: Axes) -> None:
+    """Put a legend above all panels, in two columns if the names leave room for them."""
+    named = axes.get_legend_handles_labels()
+    legend = figure.legend(*named, loc="outside upper center", ncols=2)
+    if legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        figure.legend(*named, loc="outside upper center")
 
 
 @style
