@@ -1,5 +1,6 @@
 """The convolutional autoencoder: sizes, initialisation, and the authors' Keras network."""
 
+import copy
 import math
 
 import pytest
@@ -284,3 +285,19 @@ def test_a_frozen_decoder_passes_gradients_on(network: Autoencoder) -> None:
     network.decode(z).square().sum().backward()
     assert frozen is not None
     assert frozen.equal(z.grad)
+
+
+@pytest.mark.parametrize("network", NETWORKS[:3], ids=lambda network: type(network).__name__)
+def test_channels_lie_last_and_no_number_says_so(network: Autoencoder) -> None:
+    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    x, gradients = torch.rand(3, 1, 9, 13), []
+    for same in (network, plain):
+        same.zero_grad()
+        z, x_hat = same(x)
+        (z.square().sum() + x_hat.square().sum()).backward()
+        gradients.append([z, x_hat, *(p.grad for p in same.parameters())])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    kernels = [w for w in network.parameters() if w.dim() == 4 and min(w.shape) > 1]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+    assert not any(w.is_contiguous() for w in kernels)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from clusterlab.errors import problem
@@ -80,6 +81,7 @@ class ConvAutoencoder(Autoencoder):
 
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
         self.apply(glorot_)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
 
 
 def check_filters(filters: Sequence[int]) -> None:

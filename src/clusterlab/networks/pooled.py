@@ -72,8 +72,7 @@ class PooledAutoencoder(Autoencoder):
         encoder += [nn.Flatten(), nn.Linear(flat, embedding_dim)]
         super().__init__(nn.Sequential(*encoder), nn.Sequential(*decoder), embedding_dim)
         self.apply(glorot_)
-        for half in (self.encoder, self.decoder):  # a fifth faster on a CPU
-            half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
 
 
 class UpConv2d(nn.Conv2d):
