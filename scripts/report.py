@@ -8,7 +8,7 @@ from typing import Any
 from clusterlab.curves import before_and_after, over_setting
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.layout import FORMATS, numbers, render
-from clusterlab.report import SHORT, lines, of_table, retrained, sweeps
+from clusterlab.report import SHORT, apart, lines, of_table, retrained, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 
@@ -65,10 +65,11 @@ def main() -> None:
     for setting, curves in sweeps(table).items():
         points = {}
         for curve, swept in curves.items():
-            points[curve] = [
-                (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
-                for value, line in swept
-            ]
+            for part, pairs in apart(swept).items():
+                points[curve + part] = [
+                    (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
+                    for value, line in pairs
+                ]
             told = [
                 (value, {drawn[n]: (score, None) for n in SHORT if (score := line.theirs(n))})
                 for value, line in swept

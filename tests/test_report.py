@@ -17,7 +17,7 @@ import pytest
 from clusterlab import curves
 from clusterlab.errors import UserError
 from clusterlab.layout import FORMATS, render
-from clusterlab.report import SAME, START, Line, differences, lines, retrained, sweeps
+from clusterlab.report import SAME, START, Line, apart, differences, lines, retrained, sweeps
 from clusterlab.results import read_records
 
 ROOT = Path(__file__).parents[1]
@@ -435,6 +435,19 @@ def test_a_grid_gives_a_curve_for_each_value_of_the_other() -> None:
     assert set(found) == {"loss.gamma", "T"}
     assert set(found["T"]) == {"dcec on usps, loss.gamma=0.1", "dcec on usps, loss.gamma=1.0"}
     assert all(len(points) == 2 for curve in found.values() for points in curve.values())
+
+
+def test_no_curve_goes_across_devices_or_revisions() -> None:
+    rows = [swept(gamma) for gamma in (0.01, 0.1)]
+    rows += [swept(gamma, device="a GPU") for gamma in (1.0, 10.0)]
+    (points,) = sweeps(lines(rows))["loss.gamma"].values()
+    told = {part: [value for value, _ in pairs] for part, pairs in apart(points).items()}
+    assert told == {", device=a CPU": [0.01, 0.1], ", device=a GPU": [1.0, 10.0]}
+    (points,) = sweeps(lines([*rows[:2], swept(1.0, commit="e" * 40)]))["loss.gamma"].values()
+    assert list(apart(points)) == [", commit=ccccccccc", ", commit=eeeeeeeee"]
+    assert list(apart(points[:2])) == [""]
+    not_run = Line("usps", "dcec", (), None, {"loss.gamma": "3"})
+    assert apart([(3.0, not_run)]) == {}
 
 
 def test_what_is_no_number_is_no_sweep() -> None:

@@ -304,6 +304,26 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
     return swept
 
 
+def apart(swept: Sequence[tuple[float, Line]]) -> dict[str, list[tuple[float, Line]]]:
+    """Part the lines of a swept setting by data, revision and device: no curve goes across these.
+
+    Args:
+        swept: Lines with their value of the setting, as ``sweeps`` has them.
+
+    Returns:
+        By what these lines have in common and the others have not, such as ``", device=a CPU"``,
+        the lines that have runs.
+    """
+    run = [(value, line) for value, line in swept if line.rows]
+    names = [name for name in SAME if name != "settings_sha256"]
+    told = [name for name in names if len({line.rows[0].get(name) for _, line in run}) > 1]
+    parts: dict[str, list[tuple[float, Line]]] = {}
+    for value, line in run:
+        own = [f", {name}={short(name, line.rows[0].get(name, ''))}" for name in told]
+        parts.setdefault("".join(own), []).append((value, line))
+    return parts
+
+
 def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Find the lines whose runs were scored before their retrain phase too.
 
