@@ -180,6 +180,8 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("trainer=gpu", "a device of kind 'gpu', got a machine or a PyTorch without one;"),
         ("trainer.devices=5", "trainer.devices from 1 to 1 on 'cpu', got 5;"),
         ("trainer.devices=0", "got 0;"),
+        ("trainer.precision=16-true", "a precision of 32-true or bf16-mixed, got '16-true';"),
+        ("trainer.precision=32", "got '32'; set trainer.precision=32-true"),
         ("jobs_per_gpu=0", "jobs_per_gpu from 1 on, got 0;"),
         ("jobs_per_gpu=abc", "got 'abc';"),
         ("checkpoint_interval=abc", "a checkpoint_interval of seconds from 0 on, got 'abc';"),

@@ -70,7 +70,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name a reader would look up, with the number of threads for a CPU."""
+    """Return the name a reader would look up; for a CPU also its vectors and threads.
+
+    A name such as "AMD EPYC" stands for several generations, of which one computes twice as fast
+    as another: their vectors, AVX2 or AVX512, tell these apart.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -81,7 +85,8 @@ def device_name(device: torch.device) -> str:
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {vectors}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def commit() -> str | None:

@@ -31,6 +31,7 @@ from clusterlab.centers import agreement
 from clusterlab.checks import (
     build,
     check_phases,
+    check_precision,
     check_seed,
     check_vectors,
     network_for,
@@ -87,6 +88,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     for name in [name for name, phase in cfg.phases.items() if phase is None]:
         del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
+    check_precision(cfg.trainer.precision, device)
     check_seed(cfg.seed)
     if samples is None:
         samples = build(cfg.data.source)
