@@ -212,13 +212,13 @@ def train_and_evaluate(
         start = model.embed_samples(replace(samples, x=samples.x[some]), device).cpu()
         PhaseFolder(run_dir / last).load(model, last)
         write_arrays(run_dir / BEFORE, {"index": some.numpy(), "z": start.numpy()})
-    scores = evaluate(z, q, samples.y, samples.known)
+    scores = evaluate(z, q, samples.y, samples.known, model.suspect)
     mean_agreement, trained = None, any(phase["steps"] for phase in phases.values())
     if trained and len(some) >= 2 * cfg.n_clusters:
         found = agreement(z[some] if start is None else start, cfg.n_clusters, cfg.seed)
         mean_agreement = sum(found) / len(found)
     trouble = [
-        *(spread_trouble(z) if trained else ()),
+        *(spread_trouble(z, model.suspect) if trained else ()),
         *change_trouble(phases[last].get("label_change"), phases[last]["stop_reason"]),
         *classifier_trouble(phases[last].get("settled"), phases[last]["epochs"]),
         *structure_trouble(mean_agreement),

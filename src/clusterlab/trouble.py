@@ -13,14 +13,15 @@ LOST_SPREAD = 0.01  # of the embeddings' length
 FLAT = 1.2  # effective dimensions
 UNSETTLED_CHANGE = 0.02  # of the labels, between the last two refreshes
 UNSTABLE_AGREEMENT = 0.6  # adjusted Rand index of two halves' clusterings
-WEAKER = "a smaller weight of the clustering term"  # gamma or alpha: each method has its own letter
+SUSPECT = "the clustering term"  # whose weight is gamma or alpha: each method has its own letter
 
 
-def size_trouble(sizes: Tensor) -> list[str]:
+def size_trouble(sizes: Tensor, suspect: str = SUSPECT) -> list[str]:
     """Name clusters that are empty, nearly so, or hold most samples.
 
     Args:
         sizes: Samples of each cluster, shape ``(K,)``.
+        suspect: The term to weigh less where they collapse.
 
     Example:
         >>> size_trouble(torch.tensor([40, 0, 60]))
@@ -28,7 +29,9 @@ def size_trouble(sizes: Tensor) -> list[str]:
     """
     n, k = int(sizes.sum()), len(sizes)
     collapsed = (sizes > COLLAPSE_SHARE * n) & (k > 1)
-    smaller = f"Try {WEAKER}, a smaller learning rate or a larger update_interval."
+    smaller = (
+        f"Try a smaller weight of {suspect}, a smaller learning rate or a larger update_interval."
+    )
     messages = []
     for what, found, advice in (
         ("Empty", sizes == 0, "Try fewer n_clusters or longer training."),
@@ -52,11 +55,12 @@ def size_trouble(sizes: Tensor) -> list[str]:
     return messages
 
 
-def spread_trouble(z: Tensor) -> list[str]:
+def spread_trouble(z: Tensor, suspect: str = SUSPECT) -> list[str]:
     """Name an embedding whose samples lie in nearly one place, or on a line.
 
     Args:
         z: Embeddings that were trained, shape ``(N, d)``; of many, every so many-th is looked at.
+        suspect: The term to weigh less.
 
     Example:
         >>> spread_trouble(torch.tensor([[1.0, 1.0], [1.0, 1.001], [1.001, 1.0]]))[0][:12]
@@ -67,7 +71,7 @@ def spread_trouble(z: Tensor) -> list[str]:
     z = z - z.mean(0)
     covariance = (z.T @ z if len(z) > z.shape[1] else z @ z.T) / len(z)  # of equal eigenvalues
     variance = covariance.trace()
-    advice = f"Try longer pretraining, {WEAKER}, or reconstruction beside it."
+    advice = f"Try longer pretraining, a smaller weight of {suspect}, or reconstruction beside it."
     if variance <= LOST_SPREAD**2 * length:
         share = float((variance / length.clamp(min=1e-300)).sqrt())
         return [f"Spread lost: embeddings differ by {share:.2%} of their length. {advice}"]

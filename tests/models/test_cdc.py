@@ -179,6 +179,16 @@ def test_terms_of_weight_zero_are_left_out() -> None:
     assert list(full.finetune_loss(batch)) == every
 
 
+def test_affinity_draws_together_what_is_assigned_alike() -> None:
+    """As all are at a diffuse start, where it can outweigh L_c: it is what to suspect."""
+    z, q = rand(6, 3).requires_grad_(), torch.full((6, 4), 0.25, dtype=torch.float64)
+    affinity_loss(q, z).backward()
+    assert z.grad is not None
+    assert torch.pdist(z - z.grad).mean() < torch.pdist(z).mean()
+    assert model().suspect == "the affinity term, loss.eta"
+    assert model(eta=0.0).suspect == "the clustering term"
+
+
 def test_pairs_cost_no_tensor_of_pairs_and_pixels() -> None:
     """Nothing is larger than the samples or the pairs, forwards and backwards."""
 

@@ -111,7 +111,8 @@ class TargetRefresh(Callback):
             self.change = label_change(previous.to(self.labels.device), self.labels)
             scores["label_change"] = self.change
         self.scores = scores
-        self._tell(size_trouble(cluster_sizes(labels, n_clusters)) + spread_trouble(z))
+        sizes, suspect = cluster_sizes(labels, n_clusters), pl_module.suspect
+        self._tell(size_trouble(sizes, suspect) + spread_trouble(z, suspect))
         self.seconds += time.perf_counter() - start
         pl_module.log_now({f"cluster/{name}": value for name, value in scores.items()})
 

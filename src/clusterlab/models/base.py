@@ -16,6 +16,7 @@ from clusterlab.distributed import full_pass, interleave
 from clusterlab.errors import problem
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
+from clusterlab.trouble import SUSPECT
 
 AT_A_TIME = 8192  # samples, where all are assigned
 
@@ -41,6 +42,7 @@ class DeepClustering(LightningModule):
         images_only: Whether samples must have height and width; a subclass's to say.
         compares_views: Whether a batch's views are read, rather than its images being changed; a
             subclass's to say.
+        suspect: The term to weigh less where clusters collapse, in words; a subclass's to say.
         centers: Cluster centers, shape ``(K, d)``, trained in the finetune phase.
         phase: Name of the current phase.
         optimizer: Builds the current phase's optimizer from parameters.
@@ -49,6 +51,7 @@ class DeepClustering(LightningModule):
 
     images_only = False
     compares_views = False
+    suspect = SUSPECT
 
     def __init__(
         self,

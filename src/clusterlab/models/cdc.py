@@ -63,6 +63,8 @@ class CDC(DeepClustering):
         self.beta = beta
         self.over_rows = over_rows
         self.affinity_gradient = affinity_gradient
+        if eta > 0:  # it draws embeddings together as long as assignments are alike
+            self.suspect = "the affinity term, loss.eta"
 
     @property
     def pretrain_objective(self) -> dict[str, Any]:
