@@ -25,11 +25,10 @@ def test_trouble_names_empty_clusters():
 
 
 def test_trouble_names_nearly_empty_clusters():
-    # 1 % of 1,000 / 2 is 5 samples.
-    assert size_trouble(torch.tensor([995, 5]))[0].startswith("Collapsed: cluster 0")
-    nearly, collapsed = size_trouble(torch.tensor([4, 996]))
-    assert nearly.startswith("Nearly empty: cluster 0 (4 of 1,000 samples).")
-    assert collapsed.startswith("Collapsed: cluster 1 (996 of 1,000 samples).")
+    # 1 % of 1,000 / 3 is 3.3 samples.
+    (message,) = size_trouble(torch.tensor([3, 497, 500]))
+    assert message.startswith("Nearly empty: cluster 0 (3 of 1,000 samples).")
+    assert size_trouble(torch.tensor([4, 496, 500])) == []
 
 
 def test_trouble_names_a_collapse_above_nine_tenths_only():
@@ -37,6 +36,11 @@ def test_trouble_names_a_collapse_above_nine_tenths_only():
     (message,) = size_trouble(torch.tensor([9, 91]))
     assert message.startswith("Collapsed: cluster 1 (91 of 100 samples).")
     assert "weight of the clustering term" in message
+
+
+def test_a_collapse_is_all_that_is_told() -> None:
+    (message,) = size_trouble(torch.tensor([996, 4, 0]))
+    assert message.startswith("Collapsed: cluster 0 (996 of 1,000 samples).")
 
 
 def test_trouble_names_a_cluster_with_more_than_half_of_many():

@@ -19,6 +19,8 @@ SUSPECT = "the clustering term"  # whose weight is gamma or alpha: each method h
 def size_trouble(sizes: Tensor, suspect: str = SUSPECT) -> list[str]:
     """Name clusters that are empty, nearly so, or hold most samples.
 
+    Of a collapse nothing else is told: what is empty then, is so because of it.
+
     Args:
         sizes: Samples of each cluster, shape ``(K,)``.
         suspect: The term to weigh less where they collapse.
@@ -33,17 +35,18 @@ def size_trouble(sizes: Tensor, suspect: str = SUSPECT) -> list[str]:
         f"Try a smaller weight of {suspect}, a smaller learning rate or a larger update_interval."
     )
     messages = []
+    left = ~collapsed.any()
     for what, found, advice in (
-        ("Empty", sizes == 0, "Try fewer n_clusters or longer training."),
+        ("Empty", (sizes == 0) & left, "Try fewer n_clusters or longer training."),
         (
             "Nearly empty",
-            (sizes > 0) & (sizes * k < TINY_SHARE * n),
+            (sizes > 0) & (sizes * k < TINY_SHARE * n) & left,
             "If these are no outliers, try fewer n_clusters.",
         ),
         ("Collapsed", collapsed, smaller),
         (
             "Dominating",
-            (sizes > DOMINANT_SHARE * n) & (sizes * k >= 3 * n) & ~collapsed,
+            (sizes > DOMINANT_SHARE * n) & (sizes * k >= 3 * n) & left,
             f"If no kind of sample is that frequent: {smaller[0].lower()}{smaller[1:]}",
         ),
     ):
