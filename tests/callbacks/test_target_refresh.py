@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +22,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.models.base import DeepClustering
 from clusterlab.models.dcec import DCEC
+from clusterlab.trouble import size_trouble
 from conftest import KillAt, KilledError
 from reference import dec_numpy
 
@@ -399,6 +401,18 @@ def test_a_collapse_is_told_once_and_recorded(
     assert any("Try a smaller weight of the term it suspects," in line for line in told)
     trouble = refresh.record()["trouble"]
     assert [f"step 0: {line}" for line in trouble] == told
+
+
+def test_what_comes_and_goes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    refresh = TargetRefresh(2, 0.0)
+    with caplog.at_level(logging.WARNING, logger="clusterlab"):
+        for size in (0, 1, 0, 2, 300, 0, 1):
+            refresh._tell(size_trouble(torch.tensor([size, 500, 400])))
+    assert [re.split(r"[.(]", line)[0].strip() for line in caplog.messages] == [
+        "step -1: Empty: cluster 0",
+        "step -1: Nearly empty: cluster 0",
+    ]
+    assert refresh.state_dict()["told"] == ["Empty: cluster 0", "Nearly empty: cluster 0"]
 
 
 def test_a_sound_clustering_has_no_trouble(

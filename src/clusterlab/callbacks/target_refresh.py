@@ -62,6 +62,7 @@ class TargetRefresh(Callback):
         self.first: dict[str, float] = {}  # scores at step 0: k-means on the pretrained embedding
         self.scores: dict[str, float] = {}
         self.trouble: list[str] = []
+        self.told: list[str] = []  # kinds of trouble
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute p before the first step, or take it from the checkpoint."""
@@ -128,10 +129,10 @@ class TargetRefresh(Callback):
         return {**record, "stop_reason": "tolerance"} if self.converged else record
 
     def _tell(self, trouble: list[str]) -> None:
-        """Warn of what the last refresh had not: counts change at each."""
-        known = {kind(line) for line in self.trouble}
+        """Warn once of each kind: counts change at each refresh, small clusters come and go."""
         for line in trouble:
-            if kind(line) not in known:
+            if kind(line) not in self.told:
+                self.told.append(kind(line))
                 log.warning("step %d: %s", self.refreshed_at, line)
         self.trouble = trouble
 
@@ -147,6 +148,7 @@ class TargetRefresh(Callback):
             "first": self.first,
             "scores": self.scores,
             "trouble": self.trouble,
+            "told": self.told,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
