@@ -19,6 +19,7 @@ SWEPT = {
     "idcec_alpha": TAUGHT,
     "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
+    "cdc_eta": (),
 }
 
 

@@ -29,6 +29,11 @@ class CDC(DeepClustering):
     phase: the decoder keeps learning it, as in Algorithm 1. Pairs are those of a batch; of several
     processes each takes the pairs of its own.
 
+    L_a needs assignments that are decided: similarities of q differ by a factor of 3 at most, those
+    of embeddings by hundreds, so that with a diffuse q it asks all embeddings to come together. On
+    newsgroups20, where the mean of the largest q is 0.14 at the start, eta = 0.75 leaves a single
+    cluster after 100 steps; begun where L_c alone ends, at 0.91, it keeps them all.
+
     Args:
         network: The autoencoder.
         n_clusters: K.
