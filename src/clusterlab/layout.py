@@ -22,10 +22,17 @@ CLASSIFIERS = ("cae_knn", "cae_logistic")  # of the pretrained embedding, beside
 FORMATS = ("text", "markdown", "latex", "csv")
 
 
-def cells(line: Line, also: Sequence[str] = ()) -> dict[str, str]:
-    """Return the cells of a line by the head of their column, as text for people."""
+def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -> dict[str, str]:
+    """Return the cells of a line by the head of their column, as text for people.
+
+    Args:
+        line: The line.
+        also: Further columns of the records to show.
+        elsewhere: What is left out of the column that tells runs apart: it has one of its own.
+    """
     row = {"data": line.data, "method": line.method, "seeds": str(len(line.rows) or "not run")}
-    row["runs"] = ", ".join(f"{name}={value}" for name, value in line.different.items())
+    told = (f"{name}={value}" for name, value in line.different.items() if name not in elsewhere)
+    row["runs"] = ", ".join(told)
     for name in SCORES:
         ours, theirs = line.ours(name), line.theirs(name)
         if ours:
@@ -91,7 +98,7 @@ def render(
     """
     if format == "csv":
         return csv_text([numbers(line, also) for line in table])
-    rows = [cells(line, also) for line in table]
+    rows = [cells(line, also, elsewhere=("device", "commit")) for line in table]
     # A column that says the same in every line goes into the notes.
     shared = {}
     for name in ("device", "revision"):
