@@ -41,6 +41,9 @@ def test_trouble_names_a_collapse_above_nine_tenths_only():
 def test_a_collapse_is_all_that_is_told() -> None:
     (message,) = size_trouble(torch.tensor([996, 4, 0]))
     assert message.startswith("Collapsed: cluster 0 (996 of 1,000 samples).")
+    assert size_trouble(torch.tensor([995, 5]))[0].startswith("Collapsed: cluster 0")
+    (message,) = size_trouble(torch.tensor([4, 996]))
+    assert message.startswith("Collapsed: cluster 1 (996 of 1,000 samples).")
 
 
 def test_trouble_names_a_cluster_with_more_than_half_of_many():

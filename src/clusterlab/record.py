@@ -20,16 +20,9 @@ from clusterlab.metrics import (
     score,
     silhouette,
 )
-from clusterlab.trouble import SUSPECT, size_trouble
 
 
-def evaluate(
-    z: Tensor,
-    q: Tensor,
-    y: Tensor | None,
-    known: Tensor | None = None,
-    suspect: str = SUSPECT,
-) -> dict[str, Any]:
+def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None) -> dict[str, Any]:
     """Score a soft assignment with labels, where there are any, and without.
 
     Args:
@@ -37,7 +30,6 @@ def evaluate(
         q: Soft assignment, shape ``(N, K)``.
         y: Ground truth, shape ``(N,)``, or ``None``.
         known: Labels that training read, shape ``(N,)``, -1 elsewhere; ``None`` if it reads none.
-        suspect: The term to weigh less where clusters collapse.
 
     Returns:
         ``metrics`` (all ``None`` without labels), with known labels ``metrics_unlabelled``, the
@@ -60,7 +52,6 @@ def evaluate(
             "confidence": mean_confidence(q),
             "entropy": assignment_entropy(q),
             "cluster_sizes": sizes.tolist(),
-            "trouble": size_trouble(sizes, suspect),
         },
     }
 

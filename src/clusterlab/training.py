@@ -62,6 +62,7 @@ from clusterlab.record import code_digest, environment, evaluate
 from clusterlab.trouble import (
     change_trouble,
     classifier_trouble,
+    size_trouble,
     spread_trouble,
     structure_trouble,
 )
@@ -212,7 +213,7 @@ def train_and_evaluate(
         start = model.embed_samples(replace(samples, x=samples.x[some]), device).cpu()
         PhaseFolder(run_dir / last).load(model, last)
         write_arrays(run_dir / BEFORE, {"index": some.numpy(), "z": start.numpy()})
-    scores = evaluate(z, q, samples.y, samples.known, model.suspect)
+    scores = evaluate(z, q, samples.y, samples.known)
     mean_agreement, trained = None, any(phase["steps"] for phase in phases.values())
     if trained and len(some) >= 2 * cfg.n_clusters:
         found = agreement(z[some] if start is None else start, cfg.n_clusters, cfg.seed)
@@ -226,7 +227,8 @@ def train_and_evaluate(
     for line in trouble:
         log.warning(line)
     scores["label_free"]["agreement"] = mean_agreement
-    scores["label_free"]["trouble"] += trouble
+    sizes = torch.tensor(scores["label_free"]["cluster_sizes"])
+    scores["label_free"]["trouble"] = size_trouble(sizes, model.suspect) + trouble
     paths: dict[str, Path] = {}
     if cfg.figures:
         paths = figures.draw(run_dir / "figures", model, samples, some, start, z, q, rows, cfg)

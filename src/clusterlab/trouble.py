@@ -34,22 +34,21 @@ def size_trouble(sizes: Tensor, suspect: str = SUSPECT) -> list[str]:
     smaller = (
         f"Try a smaller weight of {suspect}, a smaller learning rate or a larger update_interval."
     )
-    messages = []
-    left = ~collapsed.any()
-    for what, found, advice in (
-        ("Empty", (sizes == 0) & left, "Try fewer n_clusters or longer training."),
+    uneven = [
+        ("Empty", sizes == 0, "Try fewer n_clusters or longer training."),
         (
             "Nearly empty",
-            (sizes > 0) & (sizes * k < TINY_SHARE * n) & left,
+            (sizes > 0) & (sizes * k < TINY_SHARE * n),
             "If these are no outliers, try fewer n_clusters.",
         ),
-        ("Collapsed", collapsed, smaller),
         (
             "Dominating",
-            (sizes > DOMINANT_SHARE * n) & (sizes * k >= 3 * n) & left,
+            (sizes > DOMINANT_SHARE * n) & (sizes * k >= 3 * n),
             f"If no kind of sample is that frequent: {smaller[0].lower()}{smaller[1:]}",
         ),
-    ):
+    ]
+    messages = []
+    for what, found, advice in [("Collapsed", collapsed, smaller)] if collapsed.any() else uneven:
         clusters = [
             f"{j} ({sizes[j]:,} of {n:,} samples)" if sizes[j] else str(j)
             for j in torch.where(found)[0].tolist()
