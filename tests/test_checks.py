@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from clusterlab.checks import check_precision
+from clusterlab.checks import build, check_precision, check_weights, network_for
+from clusterlab.data.samples import Samples
+from clusterlab.errors import UserError
 from clusterlab.record import device_name
 
 
@@ -37,3 +40,28 @@ def test_a_cpu_is_named_with_its_vectors_and_threads(monkeypatch: pytest.MonkeyP
         names.append(device_name(torch.device("cpu")))
     assert names[0].endswith(", AVX2, 1 thread")
     assert names[1] == names[0].replace("AVX2", "AVX512")
+
+
+def test_weights_are_numbers_and_what_is_built_is_none() -> None:
+    loss = OmegaConf.create({"gamma": 0, "eta": 0.75, "divergence": {"_target_": "builtins.dict"}})
+    check_weights(loss)
+    for weight in ("0.1", None, True, -1e-9, float("nan"), float("inf"), [1.0]):
+        loss.eta = weight
+        with pytest.raises(UserError, match=r"a loss\.eta from 0 on, got .+; set loss\.eta"):
+            check_weights(loss)
+
+
+def test_a_scale_is_a_number() -> None:
+    samples = Samples("little", torch.zeros(4, 1, 8, 8))
+    mlp = {"_target_": "clusterlab.networks.MLPAutoencoder", "embedding_dim": 2}
+    with pytest.raises(UserError, match=r"a number as network\.scale, got 'abc'"):
+        network_for(OmegaConf.create({**mlp, "scale": "abc"}), samples)
+
+
+def test_what_a_class_does_not_take_is_told_with_its_place() -> None:
+    config = OmegaConf.create({"a": {"b": {"_target_": "datetime.timedelta", "days": "abc"}}})
+    with pytest.raises(UserError) as told:
+        build(config.a)
+    assert "'datetime.timedelta'" in str(told.value)
+    assert "full_key: a.b" in str(told.value)
+    assert "\n" not in str(told.value)

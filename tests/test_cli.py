@@ -174,6 +174,18 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("phases.finetune.max_steps=-1", "a limit for finetune, got max_epochs and max_steps of"),
         ("phases.pretrain.max_epochs=abc", "got abc; set phases.pretrain.max_epochs"),
         ("phases.pretrain.max_epochs=-1", "a limit for pretrain, got max_epochs and max_steps of"),
+        ("phases.pretrain.optimizer.lr=-1", "an optimizer for pretrain, got Invalid learning rate"),
+        ("phases.finetune.optimizer.lr=abc", "correct phases.finetune.optimizer."),
+        ("loss.gamma=abc", "a loss.gamma from 0 on, got 'abc';"),
+        ("loss.gamma=-0.1", "got -0.1;"),
+        ("loss.gamma=nan", "got nan;"),
+        ("loss.gamma=inf", "got inf;"),
+        ("loss.reconstruction=null", "got None; set loss.reconstruction"),
+        ("loss.gamma=true", "got True;"),
+        ("model.n_init=abc", "starts of k-means, 1 or more, got 'abc';"),
+        ("model.n_init=0", "got 0;"),
+        ("network.embedding_dim=2.5", "got 2.5; set network.embedding_dim."),
+        ("network.filters=abc", "or see where with HYDRA_FULL_ERROR=1."),
         ("seed=-1", "a seed from 0 to 2^32 - 1, got -1;"),
         ("seed=abc", "got 'abc';"),
         ("trainer.accelerator=abacus", "a device of auto, cpu, gpu, cuda, mps, got 'abacus';"),
@@ -192,6 +204,13 @@ def test_bad_value(do: Callable[..., Command], work: Path, override: str, expect
     command = do(override, CUDA_VISIBLE_DEVICES="")  # no GPU, wherever this runs
     assert expected in refusal(command)
     assert files(work) == set()
+
+
+def test_where_a_setting_is_refused_can_be_seen(do: Callable[..., Command]) -> None:
+    asked = do("network.filters=abc", HYDRA_FULL_ERROR="1")
+    assert asked.code == 1
+    assert "Traceback" in asked.stderr
+    assert "clusterlab/networks/conv.py" in asked.stderr  # the line of code that it came to
 
 
 # Bad input: data

@@ -1,6 +1,7 @@
 """The border: what a user can get wrong in a config, said in one line each."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -18,19 +19,26 @@ log = logging.getLogger(__name__)
 
 
 def build(node: Any, **kwargs: Any) -> Any:
-    """Instantiate a config node, and let a ``UserError`` through as it was raised."""
+    """Instantiate a config node.
+
+    Raises:
+        UserError: As its class raised it, or in place of what a class raises that does not check
+            its arguments.
+    """
     try:
         return instantiate(node, _convert_="object", **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        if isinstance(error.__cause__, ImportError):
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ImportError):
             raise problem(
                 f"the packages that {node.get('_target_')} needs",
-                error.__cause__,
+                cause,
                 "install them, for the loggers with pip install '.[wandb,tensorboard]'",
             ) from None
-        raise
+        remedy = "correct them, or see where with HYDRA_FULL_ERROR=1"
+        raise problem("settings that their class takes", error, remedy) from error
 
 
 def check_seed(seed: Any) -> None:
@@ -41,6 +49,25 @@ def check_seed(seed: Any) -> None:
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
+
+
+def check_weights(loss: DictConfig) -> None:
+    """Refuse a weight of a loss that none can have.
+
+    Args:
+        loss: The loss' config: weights, and nodes to build.
+
+    Raises:
+        UserError: Naming the first that is not a finite number from 0 on.
+    """
+    for name in map(str, loss):
+        weight = loss[name]
+        if isinstance(weight, DictConfig):
+            continue
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < math.inf:
+            remedy = f"set loss.{name}, 0 leaves its term out"
+            raise problem(f"a loss.{name} from 0 on", f"{weight!r}", remedy)
 
 
 def check_phases(phases: DictConfig, model: DictConfig) -> None:
@@ -72,6 +99,13 @@ def check_phases(phases: DictConfig, model: DictConfig) -> None:
                 "max_epochs and max_steps of -1",
                 f"set phases.{name}.max_steps=20000",
             )
+        try:  # on a parameter of its own: before hours are spent in the phases before
+            build(phase.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            remedy = f"correct phases.{name}.optimizer"
+            raise problem(f"an optimizer for {name}", error, remedy) from error
         callbacks, augment = build(phase.callbacks).values(), build(phase.get("augment"))
         group = f"augment@phases.{name}.augment"
         if isinstance(augment, Views) and not compares_views:
@@ -117,6 +151,9 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
         node: The network's config as it was asked for, part of a run's config.
         samples: The data.
         standardize: Whether a network that has a scale sees them with mean 0 and deviation 1.
+
+    Raises:
+        UserError: If the scale is none, or the width of the embedding.
     """
     if not samples.are_images and getattr(get_class(node._target_), "images_only", False):
         log.info("Samples are vectors: network=mlp takes the place of %s.", node._target_)
@@ -126,6 +163,10 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
         mlp.embedding_dim = node.embedding_dim
         node = mlp
     node.input_shape = list(samples.input_shape)
+    for name, kinds in (("scale", int | float | None), ("embedding_dim", int)):
+        if name in node and not isinstance(node[name], kinds):
+            remedy = f"set network.{name}"
+            raise problem(f"a number as network.{name}", f"{node[name]!r}", remedy)
     if "scale" in node and standardize:
         mean, deviation = samples.mean_and_deviation()
         with open_dict(node):

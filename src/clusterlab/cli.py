@@ -94,13 +94,14 @@ def job(cfg: DictConfig) -> float:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             remedy = "free some space, or set output_dir to a folder that you may write to"
             error = problem("a place to write", error, remedy)
+        whole = not isinstance(error, UserError) or os.environ.get("HYDRA_FULL_ERROR") == "1"
         if context.mode == RunMode.RUN:
-            if not isinstance(error, UserError):
+            if whole:
                 raise
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         # The other jobs of a sweep go on.
-        if not isinstance(error, UserError):
+        if whole:
             traceback.print_exception(error)
         print(f"Error: {error}", file=sys.stderr)
         told.write("failed", why=str(error) or type(error).__name__)

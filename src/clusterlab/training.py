@@ -34,6 +34,7 @@ from clusterlab.checks import (
     check_precision,
     check_seed,
     check_vectors,
+    check_weights,
     network_for,
     number_of_clusters,
     training_device,
@@ -91,6 +92,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     device = training_device(cfg.trainer)
     check_precision(cfg.trainer.precision, device)
     check_seed(cfg.seed)
+    check_weights(cfg.get("loss") or OmegaConf.create())
     if samples is None:
         samples = build(cfg.data.source)
     assert samples is not None

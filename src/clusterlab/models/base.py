@@ -38,6 +38,9 @@ class DeepClustering(LightningModule):
         finetune_decoder: Whether the finetune objective needs the decoder. If not it is frozen,
             since DDP does not accept parameters without a gradient.
 
+    Raises:
+        UserError: If there are no starts of k-means.
+
     Attributes:
         images_only: Whether samples must have height and width; a subclass's to say.
         compares_views: Whether a batch's views are read, rather than its images being changed; a
@@ -62,6 +65,8 @@ class DeepClustering(LightningModule):
         finetune_decoder: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(n_init, int) or n_init < 1:
+            raise problem("starts of k-means, 1 or more", f"{n_init!r}", "set model.n_init=20")
         self.network = network
         self.centers = nn.Parameter(torch.zeros(n_clusters, network.embedding_dim))
         self.seed = seed
