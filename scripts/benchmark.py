@@ -37,9 +37,9 @@ from clusterlab.data.samples import Samples, as_float
 from clusterlab.folders import PhaseFolder
 from clusterlab.loggers import Row, write_csv
 from clusterlab.networks import Autoencoder
+from clusterlab.phases import fit
 from clusterlab.record import commit, device_name
 from clusterlab.results import read_records
-from clusterlab.training import fit
 
 T = 140  # steps between two refreshes in the papers
 

@@ -14,7 +14,8 @@ from clusterlab.checks import build
 from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.files import read_json
-from clusterlab.viz import as_numbered, save, side_by_side
+from clusterlab.maps import as_numbered, side_by_side
+from clusterlab.viz import save
 
 
 def main() -> None:

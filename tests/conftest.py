@@ -88,7 +88,7 @@ def dcec() -> Callable[..., DCEC]:
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Trainer]:
-    """Train one phase as ``clusterlab.training.fit`` does, and return the trainer."""
+    """Train one phase as ``clusterlab.phases.fit`` does, and return the trainer."""
 
     def train(
         model: DeepClustering,

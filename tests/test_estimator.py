@@ -320,7 +320,7 @@ def test_what_is_shown(
     loggers = [logging.getLogger(name) for name in ("clusterlab", "lightning.pytorch")]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     with monkeypatch.context() as patched:
-        patched.setattr("clusterlab.training.Progress", None)  # no bar either, on a terminal
+        patched.setattr("clusterlab.phases.Progress", None)  # no bar either, on a terminal
         quick().fit(x)
     assert capfd.readouterr() == ("", "")
     quick(verbose=True).fit(x)

@@ -229,8 +229,8 @@ def test_going_on_by_other_code_is_told(
     kill = KILL_AT_REPLACE.format(name=f"{TUNE}/last.ckpt", n=1, when="after", seen="")
     killed = commands.run(*arguments, before=kill)
     assert killed.code == -signal.SIGKILL
-    edited = "from clusterlab import record, training\n"
-    edited += "record.code_digest = training.code_digest = lambda: 'of an edited file'\n"
+    edited = "from clusterlab import phases, record\n"
+    edited += "record.code_digest = phases.code_digest = lambda: 'of an edited file'\n"
     again = commands.run(*arguments, before=edited)
     assert again.code == 0, again.stderr
     said = "is of other code than this; if the difference matters, start the run over"

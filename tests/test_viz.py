@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from clusterlab import curves, metrics, viz
+from clusterlab import curves, maps, metrics, viz
 from clusterlab.errors import UserError
 
 
@@ -241,22 +241,22 @@ def blobs(n_clusters: int, each: int = 8) -> tuple[Tensor, Tensor]:
 
 def test_tsne_is_seeded_and_keeps_blobs_together():
     z, labels = blobs(3, 20)
-    points = viz.tsne(z, seed=1)
+    points = maps.tsne(z, seed=1)
     assert points.shape == (60, 2)
-    assert torch.equal(points, viz.tsne(z, seed=1))
+    assert torch.equal(points, maps.tsne(z, seed=1))
     assert metrics.silhouette(points, labels) > 0.5
 
 
 @pytest.mark.parametrize("z", [torch.ones(7, 3), torch.rand(2, 3), torch.rand(9, 1)])
 def test_tsne_of_degenerate_embeddings_is_finite(z):
-    figure = viz.tsne_panels(None, z, torch.zeros(len(z), dtype=torch.int64))
+    figure = maps.tsne_panels(None, z, torch.zeros(len(z), dtype=torch.int64))
     draw(figure)
-    assert viz.tsne(z).isfinite().all()
+    assert maps.tsne(z).isfinite().all()
 
 
 def test_tsne_panels_are_two_by_two_with_labels():
     z, labels = blobs(3)
-    figure = viz.tsne_panels(z, z + 1, labels, y=labels, class_names=["a$b", "_c", "d"])
+    figure = maps.tsne_panels(z, z + 1, labels, y=labels, class_names=["a$b", "_c", "d"])
     draw(figure)
     assert titles(figure) == [
         "before finetuning, by cluster",
@@ -272,18 +272,18 @@ def test_tsne_panels_are_two_by_two_with_labels():
 
 def test_tsne_panels_without_labels_or_without_before():
     z, labels = blobs(3)
-    assert titles(viz.tsne_panels(z, z, labels)) == [
+    assert titles(maps.tsne_panels(z, z, labels)) == [
         "before finetuning, by cluster",
         "after finetuning, by cluster",
     ]
-    assert titles(viz.tsne_panels(None, z, labels)) == ["by cluster"]
-    assert titles(viz.tsne_panels(None, z, labels, y=labels)) == ["by cluster", "by class"]
+    assert titles(maps.tsne_panels(None, z, labels)) == ["by cluster"]
+    assert titles(maps.tsne_panels(None, z, labels, y=labels)) == ["by cluster", "by class"]
 
 
 def test_a_cluster_has_the_colour_of_its_class():
     z, y = blobs(4)
     labels = torch.tensor([2, 0, 3, 1])[y]
-    by_cluster, by_class = viz.tsne_panels(None, z, labels, y=y).axes
+    by_cluster, by_class = maps.tsne_panels(None, z, labels, y=y).axes
     faces = [axes.collections[0].get_facecolors() for axes in (by_cluster, by_class)]
     assert np.array_equal(faces[0], faces[1])
     assert np.allclose(faces[1][3, :3], to_rgb(viz.PALETTE[3]))
@@ -294,7 +294,7 @@ def test_a_cluster_has_the_colour_of_its_class():
 
 def test_fifty_clusters_differ_in_colour_or_marker():
     z, labels = blobs(50, 3)
-    figure = viz.tsne_panels(None, z, labels)
+    figure = maps.tsne_panels(None, z, labels)
     draw(figure)
     assert len(set(viz.PALETTE)) == 20
     assert [len(c.get_offsets()) for c in figure.axes[0].collections] == [60, 60, 30]
@@ -304,11 +304,11 @@ def test_fifty_clusters_differ_in_colour_or_marker():
 
 
 def test_numbers_are_pushed_apart():
-    places = viz._spread(np.zeros((5, 2)), 1.0)
+    places = maps._spread(np.zeros((5, 2)), 1.0)
     away = np.linalg.norm(places[:, None] - places, axis=2)[~np.eye(5, dtype=bool)]
     assert away.min() > 0.8
     far = np.array([[0.0, 0.0], [5.0, 5.0]])
-    assert np.allclose(viz._spread(far, 1.0), far, atol=0.02)
+    assert np.allclose(maps._spread(far, 1.0), far, atol=0.02)
 
 
 def labels_of(axis) -> list[str]:
@@ -392,7 +392,7 @@ def test_maps_side_by_side_show_the_same_samples_a_row_for_each_colouring():
     groups = torch.arange(30) % 3
     z = torch.randn(30, 4) + 9 * groups[:, None]
     rows = {"class": [groups, groups], "cluster": [groups, (groups + 1) % 3]}
-    figure = viz.side_by_side([("one", z), ("other", -z)], rows, ["a", "b", "c"])
+    figure = maps.side_by_side([("one", z), ("other", -z)], rows, ["a", "b", "c"])
     draw(figure)
     assert [axes.get_title() for axes in figure.axes] == ["one", "other", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["by class", "", "by cluster", ""]
@@ -410,38 +410,38 @@ def test_maps_side_by_side_show_the_same_samples_a_row_for_each_colouring():
 def test_umap_is_seeded_and_keeps_blobs_together():
     pytest.importorskip("umap")
     z, labels = blobs(3, each=20)
-    points = viz.umap(z)
-    assert torch.equal(points, viz.umap(z))
+    points = maps.umap(z)
+    assert torch.equal(points, maps.umap(z))
     assert metrics.silhouette(points, labels) > 0.5
-    figure = viz.side_by_side([("one", z)], {"class": [labels]}, method="UMAP")
+    figure = maps.side_by_side([("one", z)], {"class": [labels]}, method="UMAP")
     assert suptitle(figure) == "UMAP of the same 60 samples"
     with pytest.raises(UserError, match="at least 4 samples to map, got 3"):
-        viz.umap(z[:3])
+        maps.umap(z[:3])
 
 
 def test_umap_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UserError, match=r"umap-learn .* got none installed; install it with pip"):
-        viz.umap(torch.randn(9, 2))
+        maps.umap(torch.randn(9, 2))
 
 
 def test_maps_of_a_moving_embedding():
     groups = torch.arange(30) % 3
     z = torch.stack([torch.randn(30, 4) + i * groups[:, None] for i in range(9)])
-    figure = viz.tsne_history(z, torch.arange(0, 90, 10), groups, n_panels=4)
+    figure = maps.tsne_history(z, torch.arange(0, 90, 10), groups, n_panels=4)
     draw(figure)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["step 0", "step 30", "step 50", "step 80"]
     assert all(len(axes.collections[0].get_offsets()) == 30 for axes in figure.axes)
-    draw(viz.tsne_history(z[:1], torch.tensor([0]), groups))
+    draw(maps.tsne_history(z[:1], torch.tensor([0]), groups))
 
 
 def test_a_map_started_from_another_keeps_its_arrangement():
     torch.manual_seed(0)
     groups = torch.arange(300) % 3
     z = torch.randn(300, 4) + 4 * torch.nn.functional.one_hot(groups, 4)
-    first = viz.tsne(z)
-    turned = viz.tsne(z, start=first.flip(1))  # x and y exchanged
+    first = maps.tsne(z)
+    turned = maps.tsne(z, start=first.flip(1))  # x and y exchanged
     for k in range(3):
         one, other = first[groups == k].mean(0), turned[groups == k].mean(0).flip(0)
         assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.9

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from clusterlab import curves, viz
+from clusterlab import curves, maps, viz
 from clusterlab.callbacks import CenterHistory, EmbeddingHistory
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.files import write_arrays
@@ -31,7 +31,7 @@ def some_of(n_samples: int, seed: int, n: int = SOME) -> Tensor:
 def map_of(z: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Map some of all embeddings ``(N, d)``: indices, shape ``(n,)``, and places ``(n, 2)``."""
     index = some_of(len(z), seed, TSNE_SAMPLES)
-    return index, viz.tsne(z[index], seed)
+    return index, maps.tsne(z[index], seed)
 
 
 def draw(
@@ -69,7 +69,7 @@ def draw(
     write_arrays(folder.parent / MAP, {"index": mapped.numpy(), "places": places.numpy()})
 
     figures = {
-        "embedding": viz.tsne_panels(
+        "embedding": maps.tsne_panels(
             None if before is None else before[torch.isin(some, mapped)],
             z[mapped],
             labels[mapped],
@@ -98,7 +98,7 @@ def draw(
             with np.load(kept) as stored:
                 index, steps, moving = (torch.from_numpy(stored[k]) for k in ("index", "step", "z"))
             groups = labels if y is None else y
-            figures[f"history_{name}"] = viz.tsne_history(
+            figures[f"history_{name}"] = maps.tsne_history(
                 moving, steps, groups[index], None if y is None else samples.class_names, cfg.seed
             )
         kept = folder.parent / str(name) / CenterHistory.FILE
