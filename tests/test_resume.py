@@ -230,7 +230,7 @@ def test_going_on_by_other_code_is_told(
     killed = commands.run(*arguments, before=kill)
     assert killed.code == -signal.SIGKILL
     edited = "from clusterlab import phases, record\n"
-    edited += "record.code_digest = phases.code_digest = lambda: 'of an edited file'\n"
+    edited += "record.code_digest = phases.code_digest = lambda cfg: 'of an edited file'\n"
     again = commands.run(*arguments, before=edited)
     assert again.code == 0, again.stderr
     said = "is of other code than this; if the difference matters, start the run over"

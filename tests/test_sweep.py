@@ -55,7 +55,7 @@ def test_another_sweeper_is_not_counted() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep of five jobs, whose clock stands at 10,000 seconds."""
-    write_json(tmp_path / "sweep.json", {"jobs": 5})
+    write_json(tmp_path / "sweep.json", {"jobs": 5, "program": "python train.py"})
     monkeypatch.setenv(sweep.FOLDER, str(tmp_path))
     monkeypatch.setattr("time.time", lambda: 10_000.0)
     return tmp_path
@@ -97,12 +97,12 @@ def test_a_failure_is_told_with_its_command(folder: Path) -> None:
     job = sweep.Job(overrides)
     job.write("running")
     job.write("failed", why="Expected a file, got none; look.")
-    why, again = sweep.failures(folder, "python train.py")
+    why, again = sweep.failures(folder)
     assert why == "data.path=my pictures seed=1: Expected a file, got none; look."
     assert shlex.split(again) == ["again:", "python", "train.py", *overrides]
     job.write("running")  # somebody repeats it in the same sweep
     job.write("done")
-    assert sweep.failures(folder, "python train.py") == []
+    assert sweep.failures(folder) == []
 
 
 def test_a_job_whose_process_is_gone_has_failed(folder: Path) -> None:
@@ -111,10 +111,10 @@ def test_a_job_whose_process_is_gone_has_failed(folder: Path) -> None:
         job.write("running")
     done.write("done", score=0.25)
     assert done.bury("killed") == 0.25
-    assert sweep.failures(folder, "train") == []
+    assert sweep.failures(folder) == []
     assert [job.bury("killed") for job in (never, midway)] == [-math.inf] * 2
     assert "1 done, 0 running, 2 failed" in sweep.progress(folder)
-    assert sum("killed" in line for line in sweep.failures(folder, "train")) == 2
+    assert sum("killed" in line for line in sweep.failures(folder)) == 2
 
 
 def test_a_run_alone_has_no_sweep(

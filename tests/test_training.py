@@ -505,7 +505,7 @@ def test_an_entry_of_other_code_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cfg = beside(tmp_path / "run", phases__finetune__max_steps=1)
-    monkeypatch.setattr("clusterlab.phases.code_digest", lambda: "of an edited file")
+    monkeypatch.setattr("clusterlab.phases.code_digest", lambda cfg: "of an edited file")
     phase = run(cfg)["phases"]["pretrain"]
     assert phase["code_sha256"] == finished[1]["code_sha256"]
     entry = Path(cfg.pretrained_dir) / phase["store"]

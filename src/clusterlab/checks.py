@@ -2,11 +2,12 @@
 
 import logging
 import math
+from importlib import import_module
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clusterlab.callbacks import ClusterInit
@@ -32,13 +33,30 @@ def build(node: Any, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ImportError):
-            raise problem(
-                f"the packages that {node.get('_target_')} needs",
-                cause,
-                "install them, for the loggers with pip install '.[wandb,tensorboard]'",
-            ) from None
+            raise not_there(node._target_, cause) from None
         remedy = "correct them, or see where with HYDRA_FULL_ERROR=1"
         raise problem("settings that their class takes", error, remedy) from error
+
+
+def class_of(node: DictConfig) -> type:
+    """Return the class that a config node names.
+
+    Raises:
+        UserError: If there is none.
+    """
+    module, _, name = node._target_.rpartition(".")
+    try:
+        found: type = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise not_there(node._target_, error) from None
+    return found
+
+
+def not_there(target: str, error: Exception) -> UserError:
+    """Make the line for a class that cannot be imported, or what it needs."""
+    remedy = "install what is missing, for the loggers with pip install '.[wandb,tensorboard]', "
+    remedy += "or name the folder of your own code in PYTHONPATH"
+    return problem(f"{target} and what it needs", error, remedy)
 
 
 def check_seed(seed: Any) -> None:
@@ -82,7 +100,7 @@ def check_phases(phases: DictConfig, model: DictConfig) -> None:
             there, or an augmentation is of the kind that the model does not read; the last phase's
             too, rather than after hours of the first.
     """
-    compares_views = getattr(get_class(model._target_), "compares_views", False)
+    compares_views = getattr(class_of(model), "compares_views", False)
     for name in map(str, phases):
         phase = phases[name]
         if not phase:  # nothing is trained in it
@@ -155,7 +173,7 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
     Raises:
         UserError: If the scale is none, or the width of the embedding.
     """
-    if not samples.are_images and getattr(get_class(node._target_), "images_only", False):
+    if not samples.are_images and getattr(class_of(node), "images_only", False):
         log.info("Samples are vectors: network=mlp takes the place of %s.", node._target_)
         mlp = OmegaConf.load(config_folder() / "network" / "mlp.yaml")
         assert isinstance(mlp, DictConfig)
@@ -183,7 +201,7 @@ def check_vectors(model: DictConfig, phases: DictConfig) -> None:
     Raises:
         UserError: Naming the method, else the first of the phases.
     """
-    method = get_class(model._target_)
+    method = class_of(model)
     if getattr(method, "images_only", False):
         raise problem(f"images for {method.__name__}", "vectors", "set model=cdc, dec or idec")
     for name in map(str, phases):

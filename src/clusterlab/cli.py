@@ -220,7 +220,7 @@ def main() -> None:
     job()
     if sweep.FOLDER not in os.environ:
         return
-    folder, program = Path(os.environ[sweep.FOLDER]), f"python {sys.argv[0]}"
-    if lines := sweep.failures(folder, program):
+    folder = Path(os.environ[sweep.FOLDER])
+    if lines := sweep.failures(folder):
         print(sweep.progress(folder), *lines, sep="\n", file=sys.stderr)
         raise SystemExit(1)

@@ -61,7 +61,8 @@ def train_phases(
             folder.load(model, name)
             replay(folder.rows(), loggers)
             records[name] = folder.record()
-            tell_other_code(records[name].get("code_sha256"), f"finished {name} phase", START_OVER)
+            code = records[name].get("code_sha256")
+            tell_other_code(cfg, code, f"finished {name} phase", START_OVER)
             continue
         if name == "pretrain" and cfg.init_from is not None:
             model.phase = name
@@ -72,7 +73,7 @@ def train_phases(
             record = share(cfg, name, model, data, folder, made_of, loggers)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
-        record.setdefault("code_sha256", code_digest())
+        record.setdefault("code_sha256", code_digest(cfg))
         if is_rank_zero():
             folder.save(model, record)
         records[name] = record
@@ -150,7 +151,7 @@ def share(
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
             record = entry.record()
-            tell_other_code(record["code_sha256"], what, f"delete {entry.path}")
+            tell_other_code(cfg, record["code_sha256"], what, f"delete {entry.path}")
             if name == "pretrain":  # whichever model made it
                 load_network(entry.weights, model)
                 model.phase = name
@@ -169,9 +170,9 @@ def share(
         return {**record, "reused": reused, "store": entry.path.name}
 
 
-def tell_other_code(code_sha256: str | None, what: str, remedy: str) -> None:
+def tell_other_code(cfg: DictConfig, code_sha256: str | None, what: str, remedy: str) -> None:
     """Warn that what a run goes on from is not of the code that its record will name."""
-    if code_sha256 != code_digest() and is_rank_zero():
+    if code_sha256 != code_digest(cfg) and is_rank_zero():
         text = "The %s is of other code than this; if the difference matters, %s."
         log.warning(text, what, remedy)
 
@@ -191,7 +192,7 @@ def fit(
     model.optimizer = build(phase.optimizer)
     data.augment = build(phase.get("augment"))
     data.subset = None
-    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code_digest())
+    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code_digest(cfg))
     callbacks = list(build(phase.callbacks).values())
     shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
@@ -205,7 +206,7 @@ def fit(
         saved = load_checkpoint(folder.last)
         step, own = saved["global_step"], saved["callbacks"][checkpoint.state_key]
         log.info("Resuming %s at step %d.", name, step)
-        tell_other_code(own.get("code_sha256"), f"begun {name} phase", START_OVER)
+        tell_other_code(cfg, own.get("code_sha256"), f"begun {name} phase", START_OVER)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
     try:
         trainer.fit(model, data, ckpt_path=folder.last if resumed else None)

@@ -1,14 +1,20 @@
 """``result.json``: what a run was, on what, and what came out."""
 
 import hashlib
+import inspect
 import platform
 import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from clusterlab.files import config_folder
@@ -56,14 +62,14 @@ def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None
     }
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Say what the run was made on and by: device, versions, revision, code."""
+def environment(device: torch.device, cfg: DictConfig) -> dict[str, Any]:
+    """Say what a config's run is made on and by: device, versions, revision, code."""
     packages = ("clusterlab", "torch", "lightning", "numpy", "scikit-learn", "hydra-core")
     return {
         "device": device_name(device),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "commit": commit(),
-        "code_sha256": code_digest(),
+        "code_sha256": code_digest(cfg),
     }
 
 
@@ -112,9 +118,37 @@ def commit() -> str | None:
 
 
 @cache
-def code_digest() -> str:
-    """Return the SHA-256 of the package's code, which an edit changes before it is committed."""
-    folder, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+def package_code() -> bytes:
+    """Return the package's code as one string, each file after its name."""
+    folder = Path(__file__).parent
+    files = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")]
+    return b"".join(f"{name}\0".encode() + path.read_bytes() for name, path in sorted(files))
+
+
+def code_digest(cfg: DictConfig) -> str:
+    """Return the SHA-256 of the code of a run, which an edit changes before it is committed.
+
+    That is the package's, and the files that define what a config names from elsewhere: a method
+    or network of a user's own. What is installed or comes with Python has a version instead.
+    """
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    own = set()
+    for target in targets(OmegaConf.to_container(cfg)):
+        if target.split(".")[0] != __package__:
+            with suppress(ImportError, TypeError):  # not there, which others tell; or built in
+                own.add(Path(inspect.getfile(get_object(target))).resolve())
+    digest = hashlib.sha256(package_code())
+    for path in sorted(own):
+        if not any(path.is_relative_to(folder) for folder in installed):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Yield what a config, as containers, would build: its values of ``_target_``."""
+    if isinstance(node, dict):
+        yield from [str(node["_target_"])] if "_target_" in node else []
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from targets(inner)

@@ -40,11 +40,24 @@ class Sweep(Callback):
         folder = Path(config.output_dir).resolve() / ".multirun" / name
         folder.mkdir(parents=True, exist_ok=True)
         told = {"jobs": count(config), "places": placement.prepare(config)}
-        write_json(folder / "sweep.json", told)
+        write_json(folder / "sweep.json", {**told, "program": program(config)})
         os.environ[FOLDER] = str(folder)
         say(folder, quietly=True)
         if not config.hydra.launcher._target_.endswith("BasicLauncher"):
             log.info("How the jobs are doing: tail -f %s", shlex.quote(str(folder / LOG)))
+
+
+def program(config: DictConfig) -> str:
+    """Return the command that these jobs are of, without their overrides.
+
+    Args:
+        config: A composed config with its ``hydra`` node.
+    """
+    words = ["python", sys.argv[0]]
+    for source in config.hydra.runtime.config_sources:
+        if source.provider == "command-line":  # a folder of the user's own configs
+            words += ["--config-dir", source.path]
+    return shlex.join(words)
 
 
 def count(config: DictConfig) -> int | None:
@@ -180,11 +193,11 @@ def say(folder: Path, quietly: bool = False) -> None:
         file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
 
 
-def failures(folder: Path, program: str) -> list[str]:
+def failures(folder: Path) -> list[str]:
     """Return lines that name each failed job, why it failed, and the command that repeats it."""
-    lines = []
+    lines, command = [], read_json(folder / "sweep.json")["program"]
     for job in jobs(folder):
         if job["state"] == "failed":
             lines += [f"{' '.join(job['overrides'])}: {job['why']}"]
-            lines += [f"  again: {program} {shlex.join(job['overrides'])}"]
+            lines += [f"  again: {command} {shlex.join(job['overrides'])}"]
     return lines

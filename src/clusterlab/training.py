@@ -37,7 +37,7 @@ from clusterlab.files import log_to, read_json, settings_digest, write_arrays, w
 from clusterlab.folders import PhaseFolder, load_network, opened, settings_of
 from clusterlab.loggers import close, publish, write_csv
 from clusterlab.models.base import DeepClustering
-from clusterlab.phases import train_phases
+from clusterlab.phases import START_OVER, tell_other_code, train_phases
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
 from clusterlab.trouble import (
@@ -107,6 +107,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
             result = read_json(result_file)
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
+                tell_other_code(cfg, result.get("code_sha256"), "finished run", START_OVER)
                 if cfg.figures and not (run_dir / PAGE).exists():
                     write_page(run_dir, samples)
                 return result
@@ -122,7 +123,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
             **named,
             **({"skipped": samples.skipped} if samples.skipped else {}),
             "settings_sha256": settings_digest(settings_of(cfg)),
-            **environment(device),
+            **environment(device, cfg),
         }
         config: Any = {"config": OmegaConf.to_container(cfg, resolve=True)}
         loggers: list[Logger] = [build(node) for node in cfg.logger.values()]

@@ -86,8 +86,13 @@ class DeepClustering(LightningModule):
     def pretrain_objective(self) -> dict[str, Any]:
         """Say what the pretrain loss depends on besides network, optimizer, data and seed.
 
-        Models with equal answers share pretrained weights.
+        Models with equal answers share pretrained weights. A class with a pretrain loss of its own
+        that says nothing here shares with its own kind alone.
         """
+        kind = type(self)
+        silent = kind.pretrain_objective is DeepClustering.pretrain_objective
+        if silent and kind.pretrain_loss is not DeepClustering.pretrain_loss:
+            return {"class": f"{kind.__module__}.{kind.__qualname__}"}
         return {"reconstruction": "mse"}
 
     def pretrain_loss(self, batch: Batch) -> dict[str, Tensor]:

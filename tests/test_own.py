@@ -1,0 +1,129 @@
+"""A method of one's own in a folder of one's own, beside an installed package or a checkout."""
+
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from clusterlab import DeepClusterer
+from clusterlab.loggers import read_csv
+from clusterlab.predict import load
+from clusterlab.record import code_digest
+from conftest import LITTLE, Command, Commands, own_method
+
+# A pretrain loss that nobody else has.
+ABSOLUTE = """
+    def pretrain_loss(self, batch):
+        _, x_hat = self.network(batch["x"])
+        return {"absolute": (x_hat - batch["x"]).abs().mean()}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with the README's method and its config."""
+    return own_method(tmp_path)
+
+
+@pytest.fixture
+def do(commands: Commands, own: Path, little_npz: Path, tmp_path: Path) -> Callable[..., Command]:
+    """Run a command that takes a second."""
+
+    def run(*overrides: str, path: Path = own, sweep: bool = False) -> Command:
+        where = (f"data.path={little_npz}", f"output_dir={tmp_path / 'runs'}")
+        options = ("--config-dir", str(own), *["-m"] * sweep)
+        before = f"import sys; sys.path.insert(0, {str(path)!r})"  # what PYTHONPATH does
+        return commands.run(*options, *LITTLE, *where, *overrides, before=before)
+
+    return run
+
+
+@pytest.fixture
+def importable(own: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process find the method too, and forget it afterwards."""
+    monkeypatch.syspath_prepend(own)
+    yield
+    sys.modules.pop("mine", None)
+
+
+def result(command: Command) -> dict[str, Any]:
+    assert command.code == 0, command.stderr
+    (file,) = re.findall(r"^.*result\.json$", command.stdout, re.MULTILINE)
+    record: dict[str, Any] = json.loads(Path(file).read_text())
+    return {**record, "run_dir": Path(file).parent}
+
+
+def test_it_trains_and_an_edit_of_it_is_told(
+    do: Callable[..., Command], own: Path, little_npz: Path, importable: None
+) -> None:
+    paper, mine = result(do("model=dcec")), result(do("model=mine"))
+    assert mine["model"] == "mine"
+    assert mine["code_sha256"] != paper["code_sha256"]
+    assert mine["phases"]["pretrain"]["store"] == paper["phases"]["pretrain"]["store"]
+    rows = read_csv(mine["run_dir"] / "metrics.csv")
+    balance = [row["finetune/balance"] for row in rows if "finetune/balance" in row]
+    assert all(0 <= value <= 0.1 * math.log(5) for value in balance)  # 0.1 KL(s || even), K = 5
+    assert balance[-1] < balance[0]
+
+    told = "The finished run is of other code than this"
+    again = do("model=mine")
+    assert "Finished before" in again.stderr
+    assert told not in again.stderr
+    with (own / "mine.py").open("a") as file:
+        file.write(ABSOLUTE)
+    assert f"{told}; if the difference matters, start the run over" in do("model=mine").stderr
+    assert told not in do("model=dcec").stderr
+    other = result(do("model=mine", "restart=true"))["phases"]["pretrain"]
+    assert not other["reused"]  # nobody's autoencoder, though the class says nothing of it
+
+    images = np.load(little_npz)["x"]
+    labels, _ = load(mine["run_dir"]).predict(images)
+    assert (labels == np.load(mine["run_dir"] / "assignments.npz")["label"]).all()
+
+
+def test_it_is_an_estimator(own: Path, little_npz: Path, importable: None) -> None:
+    images = np.load(little_npz)["x"]
+    overrides = ["network.filters=[4,8,16]"]
+    centers = {}
+    for name in ("mine", "dcec"):
+        asked = [*overrides, f"hydra.searchpath=[{own}]"]
+        clusterer = DeepClusterer(name, 5, pretrain_epochs=1, max_steps=5, overrides=asked)
+        centers[name] = clusterer.fit(images).cluster_centers_
+    assert centers["mine"].shape == (5, 5)
+    assert not np.allclose(centers["mine"], centers["dcec"])
+
+
+def test_where_it_is_missing_is_told(do: Callable[..., Command], tmp_path: Path) -> None:
+    command = do("model=mine", path=tmp_path / "elsewhere")
+    assert command.code == 1
+    (line,) = [line for line in command.stderr.splitlines() if "Error" in line]
+    # A folder of that name is in the working folder, as the README has it: Python finds that.
+    got = "module 'mine' has no attribute 'Mine'"
+    assert line.startswith(f"Error: Expected mine.Mine and what it needs, got {got}; ")
+    assert line.endswith("or name the folder of your own code in PYTHONPATH.")
+
+
+def test_a_failed_job_is_repeated_with_its_folder(do: Callable[..., Command], own: Path) -> None:
+    command = do("model=mine", "loss.gamma=-1", sweep=True)
+    assert command.code == 1, command.stderr
+    (again,) = [line for line in command.stderr.splitlines() if line.startswith("  again: ")]
+    words = shlex.split(again)
+    assert words[3:5] == ["--config-dir", str(own)]
+    assert "model=mine" in words
+
+
+def test_code_is_the_package_and_what_a_config_names_from_elsewhere(importable: None) -> None:
+    package = code_digest(OmegaConf.create())
+    for known in ("clusterlab.models.dcec.DCEC", "torch.optim.Adam", "builtins.dict", "json.loads"):
+        assert code_digest(OmegaConf.create({"a": [{"_target_": known}]})) == package
+    cfg = OmegaConf.create({"model": {"_target_": "mine.Mine"}})
+    assert code_digest(cfg) != package
+    assert code_digest(OmegaConf.create({"phases": {"b": [cfg]}})) == code_digest(cfg)
