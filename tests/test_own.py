@@ -64,7 +64,9 @@ def result(command: Command) -> dict[str, Any]:
 def test_it_trains_and_an_edit_of_it_is_told(
     do: Callable[..., Command], own: Path, little_npz: Path, importable: None
 ) -> None:
-    paper, mine = result(do("model=dcec")), result(do("model=mine"))
+    paper, first = result(do("model=dcec")), do("model=mine")
+    assert "other code" not in first.stderr  # of its pretraining, which is DCEC's
+    mine = result(first)
     assert mine["model"] == "mine"
     assert mine["code_sha256"] != paper["code_sha256"]
     assert mine["phases"]["pretrain"]["store"] == paper["phases"]["pretrain"]["store"]

@@ -55,14 +55,14 @@ def train_phases(
     made_of: dict[str, Any] = {}
     last = list(cfg.phases)[-1]
     for name, phase in cfg.phases.items():
-        folder = PhaseFolder(run_dir / name)
+        folder, code = PhaseFolder(run_dir / name), code_of(cfg, name, model)
         made_of = ingredients(cfg, model, data, name, made_of)
         if folder.finished:
             folder.load(model, name)
             replay(folder.rows(), loggers)
             records[name] = folder.record()
-            code = records[name].get("code_sha256")
-            tell_other_code(cfg, code, f"finished {name} phase", START_OVER)
+            made_by = records[name].get("code_sha256")
+            tell_other_code(code, made_by, f"finished {name} phase", START_OVER)
             continue
         if name == "pretrain" and cfg.init_from is not None:
             model.phase = name
@@ -73,7 +73,7 @@ def train_phases(
             record = share(cfg, name, model, data, folder, made_of, loggers)
         else:
             record = fit(cfg, phase, name, model, data, folder, loggers)
-        record.setdefault("code_sha256", code_digest(cfg))
+        record.setdefault("code_sha256", code)
         if is_rank_zero():
             folder.save(model, record)
         records[name] = record
@@ -151,7 +151,8 @@ def share(
             what = "pretrained autoencoder" if name == "pretrain" else f"finished {name} phase"
             log.info("Reusing the %s in %s.", what, entry.path)
             record = entry.record()
-            tell_other_code(cfg, record["code_sha256"], what, f"delete {entry.path}")
+            code, remedy = code_of(cfg, name, model), f"delete {entry.path}"
+            tell_other_code(code, record["code_sha256"], what, remedy)
             if name == "pretrain":  # whichever model made it
                 load_network(entry.weights, model)
                 model.phase = name
@@ -170,9 +171,20 @@ def share(
         return {**record, "reused": reused, "store": entry.path.name}
 
 
-def tell_other_code(cfg: DictConfig, code_sha256: str | None, what: str, remedy: str) -> None:
+def code_of(cfg: DictConfig, name: str, model: DeepClustering) -> str:
+    """Return the digest of the code that decides what a phase does.
+
+    In pretraining that is the method's only if it has a loss of its own: a user's method that has
+    none may take another's autoencoder, and there is nothing to tell.
+    """
+    if name == "pretrain" and type(model).pretrain_loss.__module__.startswith("clusterlab."):
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
+    return code_digest(cfg)
+
+
+def tell_other_code(code: str, made_by: str | None, what: str, remedy: str) -> None:
     """Warn that what a run goes on from is not of the code that its record will name."""
-    if code_sha256 != code_digest(cfg) and is_rank_zero():
+    if made_by != code and is_rank_zero():
         text = "The %s is of other code than this; if the difference matters, %s."
         log.warning(text, what, remedy)
 
@@ -192,7 +204,8 @@ def fit(
     model.optimizer = build(phase.optimizer)
     data.augment = build(phase.get("augment"))
     data.subset = None
-    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code_digest(cfg))
+    code = code_of(cfg, name, model)
+    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code)
     callbacks = list(build(phase.callbacks).values())
     shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
@@ -206,7 +219,7 @@ def fit(
         saved = load_checkpoint(folder.last)
         step, own = saved["global_step"], saved["callbacks"][checkpoint.state_key]
         log.info("Resuming %s at step %d.", name, step)
-        tell_other_code(cfg, own.get("code_sha256"), f"begun {name} phase", START_OVER)
+        tell_other_code(code, own.get("code_sha256"), f"begun {name} phase", START_OVER)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
     try:
         trainer.fit(model, data, ckpt_path=folder.last if resumed else None)

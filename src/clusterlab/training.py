@@ -39,7 +39,7 @@ from clusterlab.loggers import close, publish, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.phases import START_OVER, tell_other_code, train_phases
 from clusterlab.predict import write_predictions
-from clusterlab.record import environment, evaluate
+from clusterlab.record import code_digest, environment, evaluate
 from clusterlab.trouble import (
     change_trouble,
     classifier_trouble,
@@ -107,7 +107,8 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
             result = read_json(result_file)
             if "error" not in result:
                 log.info("Finished before: nothing to train.")
-                tell_other_code(cfg, result.get("code_sha256"), "finished run", START_OVER)
+                made_by = result.get("code_sha256")
+                tell_other_code(code_digest(cfg), made_by, "finished run", START_OVER)
                 if cfg.figures and not (run_dir / PAGE).exists():
                     write_page(run_dir, samples)
                 return result
