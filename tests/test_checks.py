@@ -47,7 +47,9 @@ def test_weights_are_numbers_and_what_is_built_is_none() -> None:
     check_weights(loss)
     for weight in ("0.1", None, True, -1e-9, float("nan"), float("inf"), [1.0]):
         loss.eta = weight
-        with pytest.raises(UserError, match=r"a loss\.eta from 0 on, got .+; set loss\.eta"):
+        with pytest.raises(
+            UserError, match=r"a weight from 0 on as loss\.eta, got .+; set loss\.eta"
+        ):
             check_weights(loss)
 
 
@@ -65,3 +67,10 @@ def test_what_a_class_does_not_take_is_told_with_its_place() -> None:
     assert "'datetime.timedelta'" in str(told.value)
     assert "full_key: a.b" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_what_cannot_be_imported_is_told_with_its_name() -> None:
+    config = OmegaConf.create({"callbacks": {"mine": {"_target_": "no_such_module.Mine"}}})
+    with pytest.raises(UserError, match=r"'no_such_module'.+; install what is missing") as told:
+        build(config.callbacks)
+    assert "no_such_module.Mine" in str(told.value)

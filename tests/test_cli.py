@@ -176,7 +176,7 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("phases.pretrain.max_epochs=-1", "a limit for pretrain, got max_epochs and max_steps of"),
         ("phases.pretrain.optimizer.lr=-1", "an optimizer for pretrain, got Invalid learning rate"),
         ("phases.finetune.optimizer.lr=abc", "correct phases.finetune.optimizer."),
-        ("loss.gamma=abc", "a loss.gamma from 0 on, got 'abc';"),
+        ("loss.gamma=abc", "a weight from 0 on as loss.gamma, got 'abc';"),
         ("loss.gamma=-0.1", "got -0.1;"),
         ("loss.gamma=nan", "got nan;"),
         ("loss.gamma=inf", "got inf;"),

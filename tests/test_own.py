@@ -109,7 +109,7 @@ def test_where_it_is_missing_is_told(do: Callable[..., Command], tmp_path: Path)
     (line,) = [line for line in command.stderr.splitlines() if "Error" in line]
     # A folder of that name is in the working folder, as the README has it: Python finds that.
     got = "module 'mine' has no attribute 'Mine'"
-    assert line.startswith(f"Error: Expected mine.Mine and what it needs, got {got}; ")
+    assert line.startswith(f"Error: Expected all that the config names to be there, got {got}; ")
     assert line.endswith("or name the folder of your own code in PYTHONPATH.")
 
 

@@ -33,7 +33,7 @@ def build(node: Any, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, ImportError):
-            raise not_there(node._target_, cause) from None
+            raise not_there(cause) from None
         remedy = "correct them, or see where with HYDRA_FULL_ERROR=1"
         raise problem("settings that their class takes", error, remedy) from error
 
@@ -48,15 +48,15 @@ def class_of(node: DictConfig) -> type:
     try:
         found: type = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise not_there(node._target_, error) from None
+        raise not_there(error) from None
     return found
 
 
-def not_there(target: str, error: Exception) -> UserError:
+def not_there(error: Exception) -> UserError:
     """Make the line for a class that cannot be imported, or what it needs."""
     remedy = "install what is missing, for the loggers with pip install '.[wandb,tensorboard]', "
     remedy += "or name the folder of your own code in PYTHONPATH"
-    return problem(f"{target} and what it needs", error, remedy)
+    return problem("all that the config names to be there", error, remedy)
 
 
 def check_seed(seed: Any) -> None:
@@ -84,8 +84,8 @@ def check_weights(loss: DictConfig) -> None:
             continue
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not 0 <= weight < math.inf:
-            remedy = f"set loss.{name}, 0 leaves its term out"
-            raise problem(f"a loss.{name} from 0 on", f"{weight!r}", remedy)
+            remedy = f"set loss.{name}, or put what is no weight under model"
+            raise problem(f"a weight from 0 on as loss.{name}", f"{weight!r}", remedy)
 
 
 def check_phases(phases: DictConfig, model: DictConfig) -> None:

@@ -132,7 +132,8 @@ def classifier_trouble(settled: bool | None, epochs: int) -> list[str]:
     """
     if settled is not False:
         return []
-    text = f"Undecided: after {epochs} epochs the classifier still changes labels."
+    after = f"{epochs} epoch{'s' * (epochs != 1)}"
+    text = f"Undecided: after {after} the classifier still changes labels."
     advice = "compare other seeds, or other starts: consistent_starts=100 of cluster_init."
     return [f"{text} Clusters may split or join classes: {advice}"]
 
