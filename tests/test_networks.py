@@ -17,6 +17,7 @@ from clusterlab.networks import (
     PooledAutoencoder,
     ResidualAutoencoder,
 )
+from clusterlab.networks.residual import ResidualBlock
 
 SHAPES = [
     (1, 8, 8),
@@ -301,3 +302,17 @@ def test_channels_lie_last_and_no_number_says_so(network: Autoencoder) -> None:
     assert kernels
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
     assert not any(w.is_contiguous() for w in kernels)
+
+
+def test_a_residual_block_leaves_channels_last_both_ways() -> None:
+    block = ResidualBlock(4, 8).to(memory_format=torch.channels_last)
+    x = torch.rand(3, 4, 9, 13).to(memory_format=torch.channels_last).requires_grad_()
+    y = block(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    for found in (y, gradient):
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    # The shortcut alone.
+    for norm in (block.first_norm, block.second_norm):
+        torch.nn.init.zeros_(norm.weight)
+    expected = conv2d(x[..., ::2, ::2], block.shortcut.weight, block.shortcut.bias).relu()
+    torch.testing.assert_close(block(x), expected)

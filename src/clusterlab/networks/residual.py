@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, relu
+from torch.nn.functional import avg_pool2d, normalize, pad, relu
 
 from clusterlab.networks.autoencoder import Autoencoder
 from clusterlab.networks.conv import image_shape
@@ -104,9 +104,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, after, H / 2, W / 2)``."""
         y = relu(self.first_norm(self.first(x)))
-        # Not by stride 2: on a CPU without AVX-512 PyTorch 2.13 then writes past its memory, in
-        # channels-last with 3 or 4 channels, and the process dies.
-        every_second = x[..., ::2, ::2]
+        # Not by a convolution of stride 2: on a CPU without AVX-512 PyTorch 2.13 then writes past
+        # its memory, in channels-last with 3 or 4 channels, and the process dies. Nor by slices,
+        # whose gradient is not channels-last: steps then take 1.12 times as long.
+        every_second = avg_pool2d(x, 1, stride=2)
         return relu(self.second_norm(self.second(y)) + self.shortcut(every_second))
 
 
