@@ -20,6 +20,7 @@ SWEPT = {
     "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
     "cdc_eta": (),
+    "sdcec_gamma": (),
 }
 
 
