@@ -117,11 +117,10 @@ def check_phases(phases: DictConfig, model: DictConfig) -> None:
                 "max_epochs and max_steps of -1",
                 f"set phases.{name}.max_steps=20000",
             )
+        optimizer = build(phase.optimizer)
         try:  # on a parameter of its own: before hours are spent in the phases before
-            build(phase.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+            optimizer([torch.nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
             remedy = f"correct phases.{name}.optimizer"
             raise problem(f"an optimizer for {name}", error, remedy) from error
         callbacks, augment = build(phase.callbacks).values(), build(phase.get("augment"))

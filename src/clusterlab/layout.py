@@ -190,8 +190,8 @@ def against_classifiers(table: Sequence[Line]) -> list[str]:
             named = f" of experiment={experiment}" if experiment else ""
             result = f"does NOT beat {', '.join(lost)}" if lost else "beats all of them"
             text = f"ACC of unlabelled samples, {data}{named}: sdcec beside classifiers of the"
-            times = f"{len(both)} share{'s' * (len(both) != 1)}"
-            told.append(f"{text} same labels, at {times}: it {result}.")
+            where = f"{len(both)} share{'s' * (len(both) != 1)}"
+            told.append(f"{text} same labels, at {where}: it {result}.")
     return told
 
 

@@ -117,31 +117,31 @@ def commit() -> str | None:
     return revision.stdout.decode().strip() + ("-dirty" if status.stdout.strip() else "")
 
 
-@cache
-def package_code() -> bytes:
-    """Return the package's code as one string, each file after its name."""
-    folder = Path(__file__).parent
-    files = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py")]
-    return b"".join(f"{name}\0".encode() + path.read_bytes() for name, path in sorted(files))
-
-
 def code_digest(cfg: DictConfig) -> str:
     """Return the SHA-256 of the code of a run, which an edit changes before it is committed.
 
     That is the package's, and the files that define what a config names from elsewhere: a method
     or network of a user's own. What is installed or comes with Python has a version instead.
     """
+    package = Path(__file__).parent
+    files = [(path.relative_to(package).as_posix(), path) for path in package.rglob("*.py")]
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    own = set()
-    for target in targets(OmegaConf.to_container(cfg)):
+    for target in set(targets(OmegaConf.to_container(cfg))):
         if target.split(".")[0] != __package__:
             with suppress(ImportError, TypeError):  # not there, which others tell; or built in
-                own.add(Path(inspect.getfile(get_object(target))).resolve())
-    digest = hashlib.sha256(package_code())
-    for path in sorted(own):
-        if not any(path.is_relative_to(folder) for folder in installed):
-            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+                path = Path(inspect.getfile(get_object(target))).resolve()
+                if not any(path.is_relative_to(folder) for folder in installed):
+                    files.append((target, path))
+    digest = hashlib.sha256()
+    for name, path in sorted(files):
+        digest.update(f"{name}\0".encode() + imported(path))
     return digest.hexdigest()
+
+
+@cache
+def imported(path: Path) -> bytes:
+    """Return a file of code as it was when this process first asked: an edit runs in the next."""
+    return path.read_bytes()
 
 
 def targets(node: Any) -> Iterator[str]:
