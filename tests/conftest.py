@@ -20,6 +20,8 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from clusterlab.callbacks import StepLimit
@@ -123,6 +125,30 @@ def train(tmp_path: Path) -> Callable[..., Trainer]:
         return trainer
 
     return train
+
+
+# What a figure is of, and what it shows
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def suptitle(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+def draw(figure: Figure) -> None:
+    """Render, which is where overfull layouts and missing glyphs warn; warnings are errors."""
+    figure.canvas.draw()
 
 
 # Whole runs: from a config in this process, or as commands in processes of their own
