@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from clusterlab import curves, training
+from clusterlab import curves
 from clusterlab.centers import agreement
 from clusterlab.checks import network_for
 from clusterlab.data.samples import Samples
@@ -307,7 +307,7 @@ def test_a_scan_and_what_it_leaves(scan: Scan, monkeypatch: pytest.MonkeyPatch) 
     def fit(*_: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr("clusterlab.phases.fit", fit)
     before = {path.name: path.read_bytes() for path in folder.glob("scan.[cj]*")}
     assert scan(*LITTLE, "table=scans.csv") == (0, out, "")
     assert {path.name: path.read_bytes() for path in folder.glob("scan.[cj]*")} == before
