@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # of (q, p), a scalar
+WeightedDivergence = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (q, p, weight), a scalar
 
 Given = ParamSpec("Given")
 
@@ -24,17 +25,19 @@ def full_precision(function: Callable[Given, Tensor]) -> Callable[Given, Tensor]
     return outside
 
 
-def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
+def kl_divergence(q: Tensor, p: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Compare the soft assignment with its target.
 
-    .. math:: \mathrm{KL}(P \| Q) = \frac1B \sum_i \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij}}
+    .. math:: \mathrm{KL}(P \| Q) = \frac1B \sum_i w_i \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij}}
 
-    Eq. (7) of DCEC, averaged over the batch as in its authors' code: the paper writes a sum over
-    ``i``, with which gamma would depend on the batch size. A term with ``p = 0`` counts zero.
+    Eq. (7) of DCEC, where ``w`` is 1, averaged over the batch as in its authors' code: the paper
+    writes a sum over ``i``, with which gamma would depend on the batch size. A term with ``p = 0``
+    counts zero.
 
     Args:
         q: Soft assignment, shape ``(B, K)``, rows sum to one.
         p: Target distribution, shape ``(B, K)``, rows sum to one; no gradient is sent into it.
+        weight: Weight of each sample, shape ``(B,)``; ``None`` for 1.
 
     Returns:
         Divergence in nats, a scalar.
@@ -45,7 +48,8 @@ def kl_divergence(q: Tensor, p: Tensor) -> Tensor:
         tensor(0.1927)
     """
     p = p.detach()
-    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1).mean()
+    divergence = (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1)  # (B,)
+    return (divergence if weight is None else weight * divergence).mean()
 
 
 def squared_weights(module: nn.Module) -> Tensor:

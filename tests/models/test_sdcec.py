@@ -71,11 +71,12 @@ def test_classes_without_labels_get_the_centers_that_are_left() -> None:
     assert left == {tuple(row) for row in found[order][~there].tolist()}
 
 
-def test_the_finetune_loss_is_both_terms() -> None:
+@pytest.mark.parametrize("labelled_weight", [1.0, 10.0])
+def test_the_finetune_loss_is_both_terms(labelled_weight: float) -> None:
     torch.manual_seed(0)
     x, known = torch.rand(12, 1, 8, 8), torch.tensor([0, 1, 2] + 9 * [-1])
     network = ConvAutoencoder((1, 8, 8), 3, (4, 8, 16))
-    model = SDCEC(network, 3, kl_divergence, gamma=2.0, seed=0, known=known)
+    model = SDCEC(network, 3, kl_divergence, 2.0, 0, labelled_weight=labelled_weight, known=known)
     with torch.no_grad():
         z, x_hat = network(x)
         model.centers.copy_(model.initial_centers(z))
@@ -88,8 +89,9 @@ def test_the_finetune_loss_is_both_terms() -> None:
     p[:3] = np.eye(3)
     q = q.detach().double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms_of_kl = np.where(p > 0, p * np.log(p / q), 0)
-    assert terms["clustering"].item() == pytest.approx(2 * terms_of_kl.sum(1).mean(), rel=1e-5)
+        kl = np.where(p > 0, p * np.log(p / q), 0).sum(1)
+    expected = 2 * (labelled_weight * kl[:3].sum() + kl[3:].sum()) / 12
+    assert terms["clustering"].item() == pytest.approx(expected, rel=1e-5)
 
 
 # Whole runs

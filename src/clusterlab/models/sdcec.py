@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 from clusterlab.assignment import soft_assignment
 from clusterlab.centers import kmeans
 from clusterlab.data.datamodule import Batch
-from clusterlab.losses import Divergence
+from clusterlab.losses import WeightedDivergence
 from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
 
@@ -30,10 +30,13 @@ class SDCEC(DeepClustering):
     Args:
         network: The autoencoder.
         n_clusters: K.
-        divergence: Compares q with p, both ``(B, K)``: ``divergence(q, p) -> scalar``.
+        divergence: Compares q with p, both ``(B, K)``, by the samples' weights, ``(B,)``:
+            ``divergence(q, p, weight) -> scalar``.
         gamma: lambda, DCEC's gamma: weight of the clustering term.
         seed: Seed of the training and of k-means.
         n_init: Starts of k-means.
+        labelled_weight: Weight in the clustering term of a sample whose label is known, where the
+            others have 1; the paper's is 1.
         known: Known labels in 0..K-1, -1 where unknown; shape ``(N,)``. ``None`` for a trained
             model.
     """
@@ -42,21 +45,24 @@ class SDCEC(DeepClustering):
         self,
         network: Autoencoder,
         n_clusters: int,
-        divergence: Divergence,
+        divergence: WeightedDivergence,
         gamma: float,
         seed: int,
         n_init: int = 20,
+        labelled_weight: float = 1.0,
         known: Tensor | None = None,
     ) -> None:
         super().__init__(network, n_clusters, seed, n_init)
         self.divergence = divergence
         self.gamma = gamma
-        self.known = known
+        self.labelled_weight = labelled_weight
+        self.known: Tensor | None
+        self.register_buffer("known", known, persistent=False)
 
     def initial_centers(self, z: Tensor) -> Tensor:
         """Return class means, eq. (6), and k-means' centers where a class has no known sample."""
         assert self.known is not None
-        means, counts = class_means(z, self.known.to(z.device), len(self.centers))
+        means, counts = class_means(z, self.known, len(self.centers))
         if (counts > 0).all():
             return means
         found, _ = kmeans(z, len(self.centers), self.seed, self.n_init)
@@ -65,16 +71,19 @@ class SDCEC(DeepClustering):
     def refresh_target(self, q: Tensor) -> Tensor:
         """Return the target distribution with the known labels in it, eq. (5)."""
         assert self.known is not None
-        return with_known_labels(super().refresh_target(q), self.known.to(q.device))
+        return with_known_labels(super().refresh_target(q), self.known)
 
     def finetune_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return L_r and lambda L_c, eq. (4)."""
         assert self.target is not None
+        assert self.known is not None
         z, x_hat = self.network(batch["x"])  # (B, d), (B, C, H, W)
         q = soft_assignment(z, self.centers)  # (B, K)
         p = self.target[batch["index"]]  # (B, K)
+        sure = self.known[batch["index"]] >= 0  # (B,)
+        weight = torch.where(sure, self.labelled_weight, 1.0)
         return {
-            "clustering": self.gamma * self.divergence(q, p),
+            "clustering": self.gamma * self.divergence(q, p, weight),
             "reconstruction": self.network.reconstruction_loss(batch["x"], x_hat),
         }
 
