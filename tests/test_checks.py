@@ -56,8 +56,9 @@ def test_weights_are_numbers_and_what_is_built_is_none() -> None:
 def test_a_scale_is_a_number() -> None:
     samples = Samples("little", torch.zeros(4, 1, 8, 8))
     mlp = {"_target_": "clusterlab.networks.MLPAutoencoder", "embedding_dim": 2}
+    node = OmegaConf.create({"network": {**mlp, "scale": "abc"}})
     with pytest.raises(UserError, match=r"a number as network\.scale, got 'abc'"):
-        network_for(OmegaConf.create({**mlp, "scale": "abc"}), samples)
+        network_for(node.network, samples)
 
 
 def test_what_a_class_does_not_take_is_told_with_its_place() -> None:

@@ -166,10 +166,13 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("data.batch_size=abc", "got abc;"),
         ("phases.finetune.update_interval=0", "an update interval of at least 1 step, got 0;"),
         ("phases.finetune.update_interval=-1", "got -1;"),
-        ("phases.finetune.update_interval=abc", "got abc;"),
+        (
+            "phases.finetune.update_interval=2.5",
+            "number as phases.finetune.update_interval, got 2.5;",
+        ),
         ("phases.finetune.tolerance=-0.1", "a tolerance in [0, 1), got -0.1;"),
         ("phases.finetune.tolerance=1.5", "got 1.5;"),
-        ("phases.finetune.tolerance=abc", "got abc;"),
+        ("phases.finetune.tolerance=abc", "a number as phases.finetune.tolerance, got 'abc';"),
         ("phases.finetune.max_steps=0", "got 0; set phases.finetune.max_steps"),
         ("phases.finetune.max_steps=-1", "a limit for finetune, got max_epochs and max_steps of"),
         ("phases.pretrain.max_epochs=abc", "got abc; set phases.pretrain.max_epochs"),
@@ -182,10 +185,11 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("loss.gamma=inf", "got inf;"),
         ("loss.reconstruction=null", "got None; set loss.reconstruction"),
         ("loss.gamma=true", "got True;"),
-        ("model.n_init=abc", "starts of k-means, 1 or more, got 'abc';"),
-        ("model.n_init=0", "got 0;"),
+        ("model.n_init=abc", "a whole number as model.n_init, got 'abc';"),
+        ("model.n_init=0", "starts of k-means, 1 or more, got 0;"),
         ("network.embedding_dim=2.5", "got 2.5; set network.embedding_dim."),
-        ("network.filters=abc", "or see where with HYDRA_FULL_ERROR=1."),
+        ("network.filters=[8,x,8]", "a list of whole numbers as network.filters, got [8, 'x', 8];"),
+        ("network.filters=[-1,8,8]", "or see where with HYDRA_FULL_ERROR=1."),
         ("seed=-1", "a seed from 0 to 2^32 - 1, got -1;"),
         ("seed=abc", "got 'abc';"),
         ("trainer.accelerator=abacus", "a device of auto, cpu, gpu, cuda, mps, got 'abacus';"),
@@ -207,7 +211,7 @@ def test_bad_value(do: Callable[..., Command], work: Path, override: str, expect
 
 
 def test_where_a_setting_is_refused_can_be_seen(do: Callable[..., Command]) -> None:
-    asked = do("network.filters=abc", HYDRA_FULL_ERROR="1")
+    asked = do("network.filters=[-1,8,8]", HYDRA_FULL_ERROR="1")
     assert asked.code == 1
     assert "Traceback" in asked.stderr
     assert "clusterlab/networks/conv.py" in asked.stderr  # the line of code that it came to

@@ -15,6 +15,7 @@ from clusterlab.data.augment import RandomAffine, Views
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
 from clusterlab.files import config_folder
+from clusterlab.signatures import check_types
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,11 @@ def build(node: Any, **kwargs: Any) -> Any:
     """Instantiate a config node.
 
     Raises:
-        UserError: As its class raised it, or in place of what a class raises that does not check
-            its arguments.
+        UserError: If a value is not of the type that its class says, as its class raised it, or in
+            place of what a class raises that does not check its arguments.
     """
+    if isinstance(node, DictConfig):
+        check_types(node)
     try:
         return instantiate(node, _convert_="object", **kwargs)
     except InstantiationException as error:
@@ -170,7 +173,7 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
         standardize: Whether a network that has a scale sees them with mean 0 and deviation 1.
 
     Raises:
-        UserError: If the scale is none, or the width of the embedding.
+        UserError: If a setting is not of its type.
     """
     if not samples.are_images and getattr(class_of(node), "images_only", False):
         log.info("Samples are vectors: network=mlp takes the place of %s.", node._target_)
@@ -180,17 +183,15 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
         mlp.embedding_dim = node.embedding_dim
         node = mlp
     node.input_shape = list(samples.input_shape)
-    for name, kinds in (("scale", int | float | None), ("embedding_dim", int)):
-        if name in node and not isinstance(node[name], kinds):
-            remedy = f"set network.{name}"
-            raise problem(f"a number as network.{name}", f"{node[name]!r}", remedy)
-    if "scale" in node and standardize:
+    scaled = "scale" in node
+    if scaled and node.scale is None:
+        node.scale = 1.0 if standardize else samples.unit_scale()
+    check_types(node)
+    if scaled and standardize:
         mean, deviation = samples.mean_and_deviation()
         with open_dict(node):
-            node.shift, node.scale = mean, (node.scale or 1.0) / deviation
+            node.shift, node.scale = mean, node.scale / deviation
         log.info("Standardised: the network sees %.3g (x - %.3g).", node.scale, mean)
-    elif "scale" in node and node.scale is None:
-        node.scale = samples.unit_scale()
     return node
 
 

@@ -74,8 +74,8 @@ def test_a_run_leaves_and_draws_it(
         assert (tmp_path / "run" / "figures" / f"history_{phase}.png").exists()
 
 
-@pytest.mark.parametrize(("interval", "n"), [(0, 5), (1.5, 5), (3, 0), (3, "all")])
-def test_what_cannot_be_is_refused(interval: Any, n: Any) -> None:
+@pytest.mark.parametrize(("interval", "n"), [(0, 5), (3, 0)])
+def test_what_cannot_be_is_refused(interval: int, n: int) -> None:
     with pytest.raises(UserError, match="of at least 1, got"):
         EmbeddingHistory(interval, n)
 

@@ -145,7 +145,8 @@ def test_padding():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"degrees": -1}, {"scale": 1}, {"flip": 2}, {"translate": "far"}, {"padding": "x"}]
+    "wrong",
+    [{"degrees": -1}, {"scale": 1}, {"flip": 2}, {"translate": float("nan")}, {"padding": "x"}],
 )
 def test_what_cannot_be_is_refused(wrong: dict):
     with pytest.raises(UserError, match=r"Expected .* got .*; set augment\."):

@@ -36,7 +36,7 @@ class ClusterInit(Callback):
         key = "phases.finetune.callbacks.cluster_init"
         for name in ("consistent_starts", "skipped_starts"):
             number = getattr(self, name)
-            if not isinstance(number, int) or number < 0:
+            if number < 0:
                 raise problem("a number of starts, or 0", number, f"set {key}.{name}")
         if skipped_starts and not consistent_starts:
             remedy = f"set {key}.consistent_starts=100"

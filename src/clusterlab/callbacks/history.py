@@ -130,7 +130,7 @@ class CenterHistory(History):
         return {"images": torch.stack(self.kept).numpy()}
 
 
-def _at_least_1(name: str, value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
+def _at_least_1(name: str, value: int) -> int:
+    if value < 1:
         raise problem(f"{name} of at least 1", value, f"correct the history's {name}")
     return value

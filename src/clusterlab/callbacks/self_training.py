@@ -37,15 +37,15 @@ class SelfTraining(Callback):
     """
 
     def __init__(self, threshold: float, tolerance: float, patience: int) -> None:
-        if not isinstance(threshold, int | float) or not -2 <= threshold <= 2:
+        if not -2 <= threshold <= 2:
             raise problem(
                 "a cosine from -1 (all samples) to above 1 (center samples alone)",
                 threshold,
                 "set phases.retrain.threshold",
             )
-        if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        if not 0 <= tolerance < 1:
             raise problem("a tolerance in [0, 1)", tolerance, "set phases.retrain.tolerance")
-        if not isinstance(patience, int) or patience < 1:
+        if patience < 1:
             raise problem("a patience of 1 epoch or more", patience, "set phases.retrain.patience")
         self.threshold = threshold
         self.tolerance = tolerance

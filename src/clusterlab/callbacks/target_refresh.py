@@ -38,13 +38,13 @@ class TargetRefresh(Callback):
     """
 
     def __init__(self, update_interval: int, tolerance: float) -> None:
-        if not isinstance(update_interval, int) or update_interval < 1:
+        if update_interval < 1:
             raise problem(
                 "an update interval of at least 1 step",
                 update_interval,
                 "set phases.finetune.update_interval",
             )
-        if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        if not 0 <= tolerance < 1:
             raise problem(
                 "a tolerance in [0, 1)",
                 tolerance,

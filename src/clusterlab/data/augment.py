@@ -75,7 +75,7 @@ class RandomAffine:
             "flip": flip,
         }
         for name, value in given.items():
-            if not isinstance(value, int | float) or not 0 <= value <= limits[name]:
+            if not 0 <= value <= limits[name]:
                 raise problem(
                     f"an augmentation's {name} from 0 to {limits[name]}",
                     value,

@@ -134,7 +134,7 @@ def _csr(arrays: dict[str, NDArray[Any]]) -> csr_matrix:
     return csr_matrix((data.astype(np.float64), indices, indptr), shape=tuple(shape.tolist()))
 
 
-def _checked_terms(n_terms: Any) -> int:
-    if not isinstance(n_terms, int) or n_terms < 1:
+def _checked_terms(n_terms: int) -> int:
+    if n_terms < 1:
         raise problem("data.n_terms of 1 or more", n_terms, "set data.n_terms=2000")
     return n_terms

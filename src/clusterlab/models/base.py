@@ -65,7 +65,7 @@ class DeepClustering(LightningModule):
         finetune_decoder: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(n_init, int) or n_init < 1:
+        if n_init < 1:
             raise problem("starts of k-means, 1 or more", f"{n_init!r}", "set model.n_init=20")
         self.network = network
         self.centers = nn.Parameter(torch.zeros(n_clusters, network.embedding_dim))
