@@ -72,6 +72,18 @@ def check_seed(seed: Any) -> None:
         raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
 
 
+def check_switches(cfg: DictConfig) -> None:
+    """Refuse a switch that is neither on nor off: ``restart=fasle`` would start over.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for key in ("restart", "figures", "progress", "data.stratified"):
+        value = OmegaConf.select(cfg, key, default=False)
+        if not isinstance(value, bool):
+            raise problem(f"true or false as {key}", f"{value!r}", f"set {key}")
+
+
 def check_weights(loss: DictConfig) -> None:
     """Refuse a weight of a loss that none can have.
 

@@ -21,6 +21,7 @@ from clusterlab.checks import (
     check_phases,
     check_precision,
     check_seed,
+    check_switches,
     check_vectors,
     check_weights,
     network_for,
@@ -69,6 +70,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
     check_precision(cfg.trainer.precision, device)
+    check_switches(cfg)
     check_seed(cfg.seed)
     check_weights(cfg.get("loss") or OmegaConf.create())
     if samples is None:
