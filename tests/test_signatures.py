@@ -51,7 +51,6 @@ def config(name: str, **values: Any) -> Any:
         ("scale", False, "a number"),
         ("unbiased", "abc", "true or false"),
         ("unbiased", 1, "true or false"),
-        ("kind", 3, "a word"),
         ("limit", 1.5, "a whole number or null"),
         ("filters", 32, "a list of whole numbers"),
         ("filters", [32, "x"], "a list of whole numbers"),
@@ -61,6 +60,15 @@ def test_a_value_of_another_type_is_told_with_its_place(name: str, value: Any, e
     with pytest.raises(UserError) as told:
         build(config("Typed", **{name: value}).a)
     assert str(told.value) == f"Expected {expected} as a.{name}, got {value!r}; set a.{name}."
+
+
+def test_a_number_for_a_word_is_to_be_quoted():
+    with pytest.raises(UserError) as told:
+        build(config("Typed", kind=2024).a)
+    assert (
+        str(told.value)
+        == """Expected a word as a.kind, got 2024; quote it, as in "a.kind='2024'"."""
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The border: what a user can get wrong in a config, said in one line each."""
 
+import json
 import logging
 import math
 from importlib import import_module
@@ -15,6 +16,7 @@ from clusterlab.data.augment import RandomAffine, Views
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError, problem
 from clusterlab.files import config_folder
+from clusterlab.metrics import SCORES
 from clusterlab.signatures import check_types
 
 log = logging.getLogger(__name__)
@@ -72,16 +74,32 @@ def check_seed(seed: Any) -> None:
         raise problem("a seed from 0 to 2^32 - 1", f"{seed!r}", "set seed=0")
 
 
-def check_switches(cfg: DictConfig) -> None:
-    """Refuse a switch that is neither on nor off: ``restart=fasle`` would start over.
+SWITCH = (True, False)
+CHOICES = {
+    "restart": SWITCH,  # restart=fasle would start over
+    "figures": SWITCH,
+    "progress": SWITCH,
+    "data.stratified": SWITCH,
+    "data.standardize": ("auto", *SWITCH),
+    "data.augment": ("auto", None),
+    "optimize": (
+        *("silhouette", "confidence", "entropy", "agreement"),
+        *(f"metrics.{name}" for name in SCORES),
+    ),
+}
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Refuse a value that is none of the few that there are.
 
     Raises:
         UserError: Naming the first.
     """
-    for key in ("restart", "figures", "progress", "data.stratified"):
-        value = OmegaConf.select(cfg, key, default=False)
-        if not isinstance(value, bool):
-            raise problem(f"true or false as {key}", f"{value!r}", f"set {key}")
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key, default=choices[0])
+        if value not in choices:
+            words = [json.dumps(choice).strip('"') for choice in choices]
+            raise problem(f"{' or '.join(words)} as {key}", f"{value!r}", f"set {key}={words[0]}")
 
 
 def check_weights(loss: DictConfig) -> None:

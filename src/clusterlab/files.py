@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver(
     "first_of", lambda *values: next(value for value in values if value is not None), replace=True
 )
-OmegaConf.register_new_resolver("file_stem", lambda path: Path(path).stem, replace=True)
+OmegaConf.register_new_resolver("file_stem", lambda path: Path(str(path)).stem, replace=True)
 
 
 @contextmanager

@@ -34,8 +34,11 @@ def check_types(node: DictConfig) -> None:
         if name in types and not fits(value, types[name]):
             given = node._get_node(name)._dereference_node()  # type: ignore[union-attr]
             key = given._get_full_key(None)  # of what the value was taken from
-            expected = " or ".join(dict.fromkeys(in_words(types[name])))
-            raise problem(f"{expected} as {key}", f"{value!r}", f"set {key}")
+            expected = list(dict.fromkeys(in_words(types[name])))
+            remedy = f"set {key}"
+            if ONE[str] in expected and isinstance(value, int | float):  # a folder named 2024
+                remedy = f"""quote it, as in "{key}='{value}'\""""
+            raise problem(f"{' or '.join(expected)} as {key}", f"{value!r}", remedy)
 
 
 def signature(node: DictConfig) -> dict[str, Any]:

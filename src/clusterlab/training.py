@@ -18,10 +18,10 @@ from clusterlab import figures
 from clusterlab.centers import agreement
 from clusterlab.checks import (
     build,
+    check_choices,
     check_phases,
     check_precision,
     check_seed,
-    check_switches,
     check_vectors,
     check_weights,
     network_for,
@@ -70,7 +70,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
     check_precision(cfg.trainer.precision, device)
-    check_switches(cfg)
+    check_choices(cfg)
     check_seed(cfg.seed)
     check_weights(cfg.get("loss") or OmegaConf.create())
     if samples is None:

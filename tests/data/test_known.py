@@ -146,6 +146,7 @@ def test_a_share_that_misses_a_class_is_told_what_helps() -> None:
     ("labelled", "message"),
     [
         (-0.1, r"got data.labelled=-0.1"),
+        (float("nan"), r"got data.labelled=nan"),
         (1.5, r"at most 1.0, got data.labelled=1.5"),
         (True, r"got data.labelled=True"),
         (None, r"got data.labelled=None"),

@@ -41,7 +41,7 @@ def known_labels(
     names = samples.class_names or ()
     if isinstance(labelled, str):
         known, names = read(Path(labelled).expanduser(), samples, n_clusters)
-    elif isinstance(labelled, bool) or not isinstance(labelled, int | float) or labelled < 0:
+    elif isinstance(labelled, bool) or not isinstance(labelled, int | float) or not labelled >= 0:
         raise problem("labels to draw, or a file of them", f"data.labelled={labelled}", remedy)
     elif isinstance(labelled, float) and labelled > 1:
         raise problem("a share of at most 1.0", f"data.labelled={labelled}", remedy)
