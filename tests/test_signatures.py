@@ -25,6 +25,7 @@ class Typed(Silent):
         limit: int | None = None,
         filters: Sequence[int] = (),
         part: Silent | None = None,
+        span: tuple[int, str] = (1, "epoch"),
     ) -> None:
         super().__init__(width)
         self.part = part
@@ -76,6 +77,7 @@ def test_a_number_for_a_word_is_to_be_quoted():
     [
         {"scale": 1, "unbiased": False, "kind": "b", "limit": 3},
         {"scale": float("inf"), "limit": None, "filters": [32, 64]},
+        {"span": [3, "step"]},
         {"part": {"_target_": f"{__name__}.Silent", "width": "of any type"}},
     ],
 )

@@ -60,7 +60,8 @@ def fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) in UNIONS:
         return any(fits(value, one) for one in get_args(kind))
     if get_origin(kind) in LISTS:
-        return isinstance(value, ListConfig) and all(fits(v, get_args(kind)[0]) for v in value)
+        ones = [one for one in get_args(kind) if one is not Ellipsis]
+        return isinstance(value, ListConfig) and all(any(fits(v, k) for k in ones) for v in value)
     if kind not in (*ONE, NoneType) or isinstance(value, DictConfig):
         return True
     if isinstance(value, bool):
