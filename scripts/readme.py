@@ -20,7 +20,8 @@ SWEPT = {
     "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
     "cdc_eta": (),
-    "sdcec_gamma": (),
+    "cdc_other_start": (),
+    "sdcec_one_percent": (),
 }
 
 
