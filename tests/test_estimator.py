@@ -245,6 +245,8 @@ def test_a_kept_run_is_a_run_folder(
         ({"model": "kmeans"}, r"Could not override 'phases\.pretrain\.max_epochs'; correct"),
         ({"overrides": ("loss.gama=1",)}, r"got Could not override 'loss\.gama'; correct or omit"),
         ({"overrides": "loss.gamma=1"}, r"a list .*; set overrides=\['loss.gamma=1'\]"),
+        ({"overrides": ("checkpoint_interval=abc",)}, "seconds from 0 on, got 'abc'; set check"),
+        ({"overrides": ("restart=fasle",)}, "true or false as restart, got 'fasle'; set restart"),
         ({"n_clusters": 1}, "n_clusters from 2 to the 300 samples"),
         ({"n_clusters": 301}, "n_clusters from 2 to the 300 samples"),
         ({"batch_size": 301}, "a batch size from 1 to the 300 samples"),

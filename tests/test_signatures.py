@@ -66,10 +66,8 @@ def test_a_value_of_another_type_is_told_with_its_place(name: str, value: Any, e
 def test_a_number_for_a_word_is_to_be_quoted():
     with pytest.raises(UserError) as told:
         build(config("Typed", kind=2024).a)
-    assert (
-        str(told.value)
-        == """Expected a word as a.kind, got 2024; quote it, as in "a.kind='2024'"."""
-    )
+    quoted = """quote it, as in "a.kind='2024'"."""
+    assert str(told.value) == f"Expected a word as a.kind, got 2024; {quoted}"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,20 @@ def check_choices(cfg: DictConfig) -> None:
             raise problem(f"{' or '.join(words)} as {key}", f"{value!r}", f"set {key}={words[0]}")
 
 
+def check_program(cfg: DictConfig) -> None:
+    """Refuse values that say how to run and not what.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    seconds, jobs = cfg.checkpoint_interval, cfg.jobs_per_gpu
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        remedy = "set checkpoint_interval=10"
+        raise problem("a checkpoint_interval of seconds from 0 on", f"{seconds!r}", remedy)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise problem("jobs_per_gpu from 1 on", f"{jobs!r}", "set jobs_per_gpu=1")
+
+
 def check_weights(loss: DictConfig) -> None:
     """Refuse a weight of a loss that none can have.
 

@@ -85,7 +85,6 @@ def job(cfg: DictConfig) -> float:
         cfg.experiment_name = context.runtime.choices.get("experiment")
         share_cores(context.launcher)
         check_given(cfg.data)
-        check_program(cfg)
         if cfg.run_dir is None:
             name = run_name(cfg, list(context.overrides.task))
             cfg.run_dir = str(Path(cfg.output_dir) / name)
@@ -142,20 +141,6 @@ def check_given(data: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(data, resolve=False)
     if missing := [f"data.{name}" for name, value in asked.items() if value == "???"]:
         raise problem(f"a value for {missing[0]}", "none", f"set {missing[0]}")
-
-
-def check_program(cfg: DictConfig) -> None:
-    """Refuse values that say how to run and not what.
-
-    Raises:
-        UserError: Naming the first.
-    """
-    seconds, jobs = cfg.checkpoint_interval, cfg.jobs_per_gpu
-    if not isinstance(seconds, int | float) or not seconds >= 0:
-        remedy = "set checkpoint_interval=10"
-        raise problem("a checkpoint_interval of seconds from 0 on", f"{seconds!r}", remedy)
-    if not isinstance(jobs, int) or jobs < 1:
-        raise problem("jobs_per_gpu from 1 on", f"{jobs!r}", "set jobs_per_gpu=1")
 
 
 def share_cores(launcher: DictConfig) -> None:

@@ -21,6 +21,7 @@ from clusterlab.checks import (
     check_choices,
     check_phases,
     check_precision,
+    check_program,
     check_seed,
     check_vectors,
     check_weights,
@@ -71,6 +72,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     device = training_device(cfg.trainer)
     check_precision(cfg.trainer.precision, device)
     check_choices(cfg)
+    check_program(cfg)
     check_seed(cfg.seed)
     check_weights(cfg.get("loss") or OmegaConf.create())
     if samples is None:
