@@ -184,6 +184,11 @@ def test_metrics_csv_tells_the_run(finished: Finished) -> None:
     assert [row["step"] for row in refreshes] == [0, 10, 20, 30, 37]
     assert refreshes[-1]["cluster/nmi"] == record["metrics"]["nmi"]
     assert refreshes[-1]["cluster/label_change"] == record["phases"]["finetune"]["label_change"]
+    for phase, terms in (("pretrain", []), ("finetune", ["clustering"])):
+        losses = record["phases"][phase]["losses"]  # of the last epoch, though it was cut short
+        last = [row for row in rows if row["phase"] == phase and f"{phase}/loss" in row][-1]
+        assert losses.keys() == {"loss", "reconstruction", *terms}
+        assert all(last[f"{phase}/{name}"] == value for name, value in losses.items())
     start = record["phases"]["finetune"]["metrics_at_start"]
     assert {f"cluster/{name}": value for name, value in start.items()}.items() <= refreshes[
         0

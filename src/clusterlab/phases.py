@@ -29,7 +29,7 @@ from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
 from clusterlab.files import file_digest, locked, settings_digest, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network
-from clusterlab.loggers import PhaseCsv, replay
+from clusterlab.loggers import PhaseCsv, Row, replay
 from clusterlab.models.base import DeepClustering
 from clusterlab.record import code_digest
 
@@ -243,9 +243,27 @@ def fit(
         elif isinstance(callback, History) and trainer.is_global_zero:
             callback.save(folder.path)
     if trainer.is_global_zero:
+        record["losses"] = last_losses(folder.rows(), name)
         if name == "pretrain":
             device = training_device(cfg.trainer)
             record["reconstruction"] = model.reconstruction_error(data.samples, device)
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])
     return record
+
+
+def last_losses(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Return the mean of each term, and of their sum, over a phase's last epoch.
+
+    Example:
+        >>> rows = [{"step": 5, "finetune/loss": 0.4}, {"step": 7, "finetune/loss": 0.3}]
+        >>> last_losses([*rows, {"step": 7, "cluster/confidence": 0.9}], "finetune")
+        {'loss': 0.3}
+    """
+    mine = [row for row in rows if f"{name}/loss" in row]
+    prefix = f"{name}/"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in (mine[-1] if mine else {}).items()
+        if key.startswith(prefix)
+    }
