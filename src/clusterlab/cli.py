@@ -20,7 +20,7 @@ from rich.table import Table
 
 from clusterlab import sweep
 from clusterlab.errors import UserError, problem
-from clusterlab.files import config_folder, settings_digest
+from clusterlab.files import check_paths, config_folder, settings_digest
 
 # Overrides that say where and how to run, not what; they do not name a run folder.
 UNNAMED = re.compile(
@@ -70,6 +70,16 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     return f"{name}/{detail}seed={cfg.seed}"
 
 
+def run_folder(cfg: DictConfig, overrides: list[str]) -> str:
+    """Return the run folder: the one asked for, or one named after what was asked.
+
+    Raises:
+        UserError: If a folder's name is a number.
+    """
+    check_paths(cfg)
+    return cfg.run_dir or str(Path(cfg.output_dir) / run_name(cfg, overrides))
+
+
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def job(cfg: DictConfig) -> float:
     """Run one job of the command line; return what an optimiser of settings maximises."""
@@ -85,9 +95,7 @@ def job(cfg: DictConfig) -> float:
         cfg.experiment_name = context.runtime.choices.get("experiment")
         share_cores(context.launcher)
         check_given(cfg.data)
-        if cfg.run_dir is None:
-            name = run_name(cfg, list(context.overrides.task))
-            cfg.run_dir = str(Path(cfg.output_dir) / name)
+        cfg.run_dir = run_folder(cfg, list(context.overrides.task))
         record = run(cfg)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:

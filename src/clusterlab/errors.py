@@ -20,6 +20,16 @@ def problem(expected: object, got: object, remedy: str) -> UserError:
     return UserError(" ".join(f"Expected {expected}, got {got}; {remedy}.".split()))
 
 
+def quote(key: str, value: object) -> str:
+    """Return the remedy for a name that is read as a number, such as a folder's, 2024.
+
+    Example:
+        >>> print(quote("output_dir", 2024))
+        quote it, as in "output_dir='2024'"
+    """
+    return f"""quote it, as in "{key}='{value}'\""""
+
+
 @contextmanager
 def exit_on_error(*others: type[Exception]) -> Iterator[None]:
     """End a program with the one line and exit code 1, on a ``UserError`` or one of ``others``."""

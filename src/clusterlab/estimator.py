@@ -18,7 +18,7 @@ from sklearn.base import (
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from clusterlab.cli import run_name
+from clusterlab.cli import run_folder
 from clusterlab.data.sources import array
 from clusterlab.errors import problem
 from clusterlab.isolation import composed, isolated, messages
@@ -198,6 +198,5 @@ class DeepClusterer(
         if self.batch_size is None and cfg.data.batch_size != "auto":  # a method's own
             cfg.data.batch_size = min(cfg.data.batch_size, n_samples)
         cfg.output_dir = str(self.output_dir or folder)
-        if cfg.run_dir is None:
-            cfg.run_dir = str(Path(cfg.output_dir) / run_name(cfg, overrides))
+        cfg.run_dir = run_folder(cfg, overrides)
         return cfg

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from clusterlab.errors import problem
+from clusterlab.errors import problem, quote
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,22 @@ OmegaConf.register_new_resolver(
     "first_of", lambda *values: next(value for value in values if value is not None), replace=True
 )
 OmegaConf.register_new_resolver("file_stem", lambda path: Path(str(path)).stem, replace=True)
+
+
+PATHS = ("output_dir", "run_dir", "pretrained_dir", "init_from")
+
+
+def check_paths(cfg: DictConfig) -> None:
+    """Refuse a folder or file whose name the command line read as a number.
+
+    It cannot be turned back into the name: 2024_11 is read as 202411, and 1e3 as 1000.0.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for key in PATHS:
+        if not isinstance(cfg[key], str | None):
+            raise problem(f"a folder or file as {key}", f"{cfg[key]!r}", quote(key, cfg[key]))
 
 
 @contextmanager

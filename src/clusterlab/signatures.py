@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
-from clusterlab.errors import problem
+from clusterlab.errors import problem, quote
 
 ONE = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 MANY = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of words"}
@@ -37,7 +37,7 @@ def check_types(node: DictConfig) -> None:
             expected = list(dict.fromkeys(in_words(types[name])))
             remedy = f"set {key}"
             if ONE[str] in expected and isinstance(value, int | float):  # a folder named 2024
-                remedy = f"""quote it, as in "{key}='{value}'\""""
+                remedy = quote(key, value)
             raise problem(f"{' or '.join(expected)} as {key}", f"{value!r}", remedy)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from clusterlab import placement
 from clusterlab.errors import exit_on_error
-from clusterlab.files import read_json, settings_digest, write_json
+from clusterlab.files import check_paths, read_json, settings_digest, write_json
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Sweep(Callback):
         from clusterlab import launchers  # for the process that starts the jobs
 
         with exit_on_error():
+            check_paths(config)
             launchers.prepare(config)
         name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
         folder = Path(config.output_dir).resolve() / ".multirun" / name
