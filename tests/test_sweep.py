@@ -132,23 +132,17 @@ def test_a_run_alone_has_no_sweep(
     assert list(tmp_path.iterdir()) == []
 
 
-RECORD = {
-    "label_free": {"silhouette": 0.5, "sizes": [1]},
-    "metrics": {"nmi": 0.7, "ari": None},
-    "phases": {"pretrain": {"losses": {"loss": 0.1}}, "finetune": {"losses": {"loss": 0.3}}},
-}
+RECORD = {"label_free": {"silhouette": 0.5, "sizes": [1]}, "metrics": {"nmi": 0.7, "ari": None}}
 
 
 def test_what_is_maximised_needs_no_labels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="clusterlab"):
         assert sweep.objective(RECORD, "silhouette") == 0.5
-        assert sweep.objective(RECORD, "loss") == -0.3  # the last phase's; less is better
         assert not caplog.records
         assert sweep.objective(RECORD, "metrics.nmi") == 0.7
         assert "LABELS CHOOSE THE SETTINGS" in caplog.text
     for name in ("metrics.ari", "sizes", "none_such", "other.silhouette"):
         assert sweep.objective(RECORD, name) == -math.inf  # NaN ends Optuna's sweep
-    assert sweep.objective({"phases": {"cluster": {}}}, "loss") == -math.inf  # nothing is trained
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ CHOICES = {
     "data.standardize": ("auto", *SWITCH),
     "data.augment": ("auto", None),
     "optimize": (
-        *("silhouette", "confidence", "entropy", "agreement", "loss"),
+        *("silhouette", "confidence", "entropy", "agreement"),
         *(f"metrics.{name}" for name in SCORES),
     ),
 }

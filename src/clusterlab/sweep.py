@@ -84,17 +84,13 @@ def objective(record: dict[str, Any], name: str) -> float:
 
     Args:
         record: A run's record.
-        name: A label-free score, such as ``silhouette``; ``loss``, the last phase's, of which less
-            is more: for runs of one objective, that differ in where they start; or
-            ``metrics.accuracy`` and its like, which labels decide: then a warning says so.
+        name: A label-free score, such as ``silhouette``; or ``metrics.accuracy`` and its like,
+            which labels decide: then a warning says so.
 
     Example:
         >>> objective({"label_free": {"silhouette": 0.5}, "metrics": {}}, "silhouette")
         0.5
     """
-    if name == "loss":
-        last = list(record["phases"].values())[-1]
-        return -float(last.get("losses", {}).get("loss", math.inf))
     group, _, score = name.rpartition(".")
     if group == "metrics":
         text = "LABELS CHOOSE THE SETTINGS: optimize=%s. The scores of the best are no result."
