@@ -109,6 +109,7 @@ def test_duplicates_and_far_samples_are_safe() -> None:
     assert z.grad.isfinite().all()
     far = 1000 + torch.tensor([[0.0], [0.5], [3.0]])
     assert torch.allclose(similarities(far), similarities(far - 1000), atol=1e-6)
+    assert similarities(torch.tensor([[0.0], [1e9]])).min() > 0  # they are divided by
 
 
 @pytest.mark.parametrize("over_rows", [True, False])
@@ -161,6 +162,17 @@ def test_each_parameter_follows_the_loss_of_algorithm_1(changes: dict[str, Any])
         assert max(float(g.abs().max()) for g in expected) > 1e-6, name
         for one, two in zip(gradients(total, parameters), expected, strict=True):
             assert torch.allclose(one, two, rtol=1e-8, atol=1e-12), name
+
+
+def test_pretraining_weighs_the_correlation_by_lambda() -> None:
+    """Eq. (7), with weights that are neither 0 nor 1."""
+    cdc = model(lambda_=0.3)
+    x = rand(8, 1, 4, 4, seed=3).sigmoid()
+    z, x_hat = cdc.network(x)
+    expected = (x - x_hat).square().mean()
+    expected += 0.3 * (correlation_loss(z, x) + correlation_loss(z, x_hat))
+    terms = cdc.pretrain_loss({"index": torch.arange(8), "x": x})
+    assert sum(term.item() for term in terms.values()) == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_terms_of_weight_zero_are_left_out() -> None:

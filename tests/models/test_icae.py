@@ -22,6 +22,7 @@ from clusterlab.errors import UserError
 from clusterlab.models.icae import ICAE, consistency_loss, mmd, sobel_loss
 from clusterlab.networks import ResidualAutoencoder
 from clusterlab.predict import load
+from clusterlab.seeding import derive_seed
 from clusterlab.training import run
 from conftest import KillAt, KilledError, composed
 
@@ -69,6 +70,7 @@ def test_too_few_dimensions() -> None:
 def test_centers_stay_where_they_are(train: Train, tiny: Samples) -> None:
     model = icae()
     before = model.centers.clone()
+    assert torch.equal(before, pedcc(5, 6, derive_seed(0, "pedcc")))
     train(model, tiny, "finetune", [TargetRefresh(3, 0.0)], max_steps=7)
     assert torch.equal(model.centers, before)
     assert not model.centers.requires_grad
@@ -235,6 +237,7 @@ def test_terms_of_weight_zero_are_left_out() -> None:
     assert list(icae().finetune_loss(batch)) == names
     bare = icae(reconstruction=0, sobel=0)
     assert list(bare.finetune_loss(batch)) == names[:2]
+    assert list(icae(consistency=0, distribution=0).finetune_loss(batch)) == names[2:]
     bare.phase = "finetune"
     bare.setup("fit")
     assert not any(p.requires_grad for p in bare.network.decoder.parameters())

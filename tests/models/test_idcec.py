@@ -294,10 +294,10 @@ def test_a_threshold_of_no_use_is_told(
 
 
 def test_a_cluster_that_k_means_leaves_empty_has_no_reliable_sample() -> None:
-    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    labels, centers = torch.tensor([2, 1, 2, 1]), torch.eye(2).repeat(2, 1)
-    reliable = reliable_samples(z, labels, centers, 1.01)
-    assert reliable.tolist() == [True, True, False, False]  # the first of each that is there
+    z = torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    labels, centers = torch.tensor([2, 1, 2, 1, 2]), torch.eye(2).repeat(2, 1)
+    reliable = reliable_samples(z, labels, centers, 1.01)  # the first nearest of each that is there
+    assert reliable.tolist() == [False, True, True, False, False]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
