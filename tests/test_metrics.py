@@ -112,6 +112,17 @@ def test_match_leaves_the_surplus_cluster_without_a_class():
     assert metrics.macro_f1(table) == pytest.approx((14 / 16 + 16 / 19) / 2)
 
 
+def test_equal_counts_are_matched_where_the_rest_is_less() -> None:
+    """The first two clusters hold four of class 0 each; the second has others in it too."""
+    assert metrics.match(torch.tensor([[4, 4, 0], [0, 3, 9]])).tolist() == [0, -1, 1]
+
+
+def test_a_class_without_samples_has_no_shares() -> None:
+    clusters, shares = metrics.by_class(torch.tensor([[0, 3], [0, 0]]))
+    assert clusters == [1, 0]
+    assert shares.tolist() == [[0, 1], [0, 0]]
+
+
 def test_a_class_without_a_cluster_has_f1_zero():
     table = torch.tensor([[10, 0], [0, 10], [0, 5]])
     assert metrics.macro_f1(table) == pytest.approx((1 + 20 / 25 + 0) / 3)
