@@ -151,3 +151,11 @@ def test_padding():
 def test_what_cannot_be_is_refused(wrong: dict):
     with pytest.raises(UserError, match=r"Expected .* got .*; set augment\."):
         RandomAffine(**wrong)
+
+
+def test_what_is_drawn_for_an_image_is_drawn_apart() -> None:
+    """A turned image is no more often a leaning, larger or shifted one."""
+    augment = RandomAffine(degrees=10, translate=0.1, scale=0.1, shear=10, flip=0.5)
+    draw = augment.draw(4000, torch.Generator().manual_seed(0))
+    correlations = torch.corrcoef(torch.stack(draw))
+    assert (correlations - torch.eye(len(draw))).abs().max() < 0.1  # six deviations of chance
