@@ -66,11 +66,13 @@ def test_a_spread_embedding_has_no_trouble():
     assert spread_trouble(blobs(2)) == []
     assert spread_trouble(blobs(1)) == []  # no more was asked for
     assert spread_trouble(torch.nn.functional.normalize(blobs())) == []
+    assert spread_trouble(1e-4 * blobs()) == []  # a share of the length, whatever the unit
 
 
 def test_an_embedding_in_one_place_is_told():
     (message,) = spread_trouble(1 + 0.001 * torch.randn(300, 4))
     assert message.startswith("Spread lost: embeddings differ by 0.10% of their length.")
+    assert spread_trouble(1e4 * (1 + 0.001 * torch.randn(300, 4)))
     (message,) = spread_trouble(torch.ones(10, 4))
     assert message.startswith("Spread lost: embeddings differ by 0.00%")
     assert spread_trouble(torch.zeros(10, 4))[0].startswith("Spread lost")

@@ -59,6 +59,8 @@ def test_a_whole_number_is_of_each_class() -> None:
     known = known_labels(samples(), 50, True, 4, seed=0)
     assert counts(known) == [801, 50, 50, 50, 49]
     assert counts(known_labels(samples(), 0, True, 4, seed=0)) == [1000, 0, 0, 0, 0]
+    for stratified in (True, False):
+        assert counts(known_labels(samples(), 1.0, stratified, 4, seed=0))[0] == 0  # all, not one
     assert counts(known_labels(samples(), 1, False, 4, seed=0)) == [996, 1, 1, 1, 1]
 
 
