@@ -22,6 +22,7 @@ SWEPT = {
     "cdc_eta": (),
     "cdc_other_start": (),
     "sdcec_one_percent": (),
+    "icae_ablation": (),
 }
 
 
