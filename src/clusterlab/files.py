@@ -26,6 +26,7 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("file_stem", lambda path: Path(str(path)).stem, replace=True)
 
 
+# Looked at here and not in checks.py, which imports torch: a sweep does before its first job.
 PATHS = ("output_dir", "run_dir", "pretrained_dir", "init_from")
 
 

@@ -260,10 +260,6 @@ def last_losses(rows: Sequence[Row], name: str) -> dict[str, float]:
         >>> last_losses([*rows, {"step": 7, "cluster/confidence": 0.9}], "finetune")
         {'loss': 0.3}
     """
-    mine = [row for row in rows if f"{name}/loss" in row]
     prefix = f"{name}/"
-    return {
-        key.removeprefix(prefix): value
-        for key, value in (mine[-1] if mine else {}).items()
-        if key.startswith(prefix)
-    }
+    last = next((row for row in reversed(rows) if f"{prefix}loss" in row), {})
+    return {key.removeprefix(prefix): last[key] for key in last if key.startswith(prefix)}
