@@ -11,16 +11,26 @@ from clusterlab.report import START, lines, of_table, settled, short
 from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
-# Tables of a swept setting, and the columns of phases.retrain in them. ACC of module A, of what
-# module B's classifier was taught, for how many epochs, and why they ended:
-TAUGHT = ("metrics_at_start.accuracy", "metrics_of_pseudo_labels.accuracy", "epochs", "stop_reason")
+RETRAIN = "phases.retrain"
+# Tables of a swept setting, and the further columns in them. ACC of module A, of what module B's
+# classifier was taught, for how many epochs, and why they ended:
+TAUGHT = (
+    f"{START}accuracy",
+    f"{RETRAIN}.metrics_of_pseudo_labels.accuracy",
+    f"{RETRAIN}.epochs",
+    f"{RETRAIN}.stop_reason",
+)
 SWEPT = {
-    "idcec_lambda": ("n_reliable", "accuracy_rejected"),
+    "idcec_lambda": (f"{RETRAIN}.n_reliable", f"{RETRAIN}.accuracy_rejected"),
     "idcec_alpha": TAUGHT,
     "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
     "cdc_eta": (),
-    "cdc_other_start": (),
+    "cdc_starts": (
+        "phases.finetune.metrics_at_start.accuracy",
+        "phases.finetune.losses.loss",
+        "label_free.silhouette",
+    ),
     "sdcec_one_percent": (),
     "icae_ablation": (),
 }
@@ -42,8 +52,7 @@ def pages() -> dict[Path, str]:
     details["idcec_settled"] = settled_table(rows)
     for name, also in SWEPT.items():
         swept = lines(read_records(results / "sweeps" / f"{name}.csv"))
-        shown = [f"phases.retrain.{column}" for column in also]
-        details[name] = render(swept, format="markdown", also=shown)
+        details[name] = render(swept, format="markdown", also=also)
     bits = lines(read_records(results / "precision.csv"))
     speed = {
         "benchmark": benchmark_table(read_records(results / "benchmark.csv")),

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from clusterlab.errors import UserError
 from clusterlab.folders import settings_of
+from clusterlab.report import differences
 from clusterlab.results import (
     IDENTITY,
     Found,
@@ -103,6 +104,17 @@ def test_settings_of_two_seeds_are_one_row(tmp_path: Path) -> None:
         a_run(tmp_path / str(seed), record(seed))
     one, other = (read_run(tmp_path / str(seed) / "result.json") for seed in (0, 1))
     assert {name for name in one if one[name] != other[name]} == {"seed"}
+
+
+def test_starts_of_one_seed_are_rows_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        content = record(0)
+        content["config"]["model"]["seed"] = seed
+        a_run(tmp_path / str(seed), content)
+    found = find(tmp_path)
+    assert not found.left_out
+    assert [r.get("config.model.seed") for r in found.rows] == [None, "1", "2"]
+    assert [line["model.seed"] for line in differences(found.rows)] == ["seed", "1", "2"]
 
 
 def test_find_lists_failed_and_unfinished_runs_and_leaves_them_out(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     for node in (settings["data"], settings["data"]["source"]):
         for name in ("root", "cache", "path"):  # where files lie; data_sha256 says what is in them
             node.pop(name, None)
-    settings["model"].pop("seed", None)
+    if settings["model"].get("seed") == cfg.seed:  # one of its own is a setting: sweep=starts
+        del settings["model"]["seed"]
     settings["precision"] = cfg.trainer.precision
     return settings  # type: ignore[return-value]
 

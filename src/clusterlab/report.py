@@ -270,12 +270,16 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def short(name: str, value: str) -> str:
-    """Shorten a digest or a revision, and keep its ``-dirty``.
+    """Shorten a digest or a revision, keep its ``-dirty``, and put a word for what is not there.
 
     Example:
         >>> short("commit", "0123456789abcdef-dirty")
         '012345678-dirty'
+        >>> short("config.model.seed", "")  # that of the run
+        'seed'
     """
+    if name == f"{CONFIG}model.seed":
+        return value or "seed"
     if not name.endswith(("sha256", "commit")):
         return value or "none"
     digest, dirty, _ = value.partition("-dirty")
