@@ -210,6 +210,8 @@ def test_quick_answers_do_not_import_torch() -> None:
         ("trainer.devices=0", "got 0;"),
         ("trainer.precision=16-true", "a precision of 32-true or bf16-mixed, got '16-true';"),
         ("trainer.precision=32", "got '32'; set trainer.precision=32-true"),
+        ("+trainer.max_epochs=3", "got trainer.max_epochs=3; set phases.NAME.max_epochs or"),
+        ("+trainer.enable_checkpointing=false", "set checkpoint_interval, the seconds from"),
         ("jobs_per_gpu=0", "jobs_per_gpu from 1 on, got 0;"),
         ("jobs_per_gpu=abc", "got 'abc';"),
         ("checkpoint_interval=abc", "a checkpoint_interval of seconds from 0 on, got 'abc';"),
@@ -580,6 +582,17 @@ def test_a_sweep_over_seeds(do: Callable[..., Command], work: Path) -> None:
     assert (one["seed"], other["seed"]) == (0, 1)
     assert one["settings_sha256"] == other["settings_sha256"]
     assert one["phases"]["pretrain"]["store"] != other["phases"]["pretrain"]["store"]
+
+
+def test_what_is_added_to_the_trainer_is_a_setting(do: Callable[..., Command], work: Path) -> None:
+    for override in ("+trainer.fast_dev_run=true", "seed=0"):  # a quick look, then the run
+        command = do(override, "phases.finetune.max_steps=3")
+        assert command.code == 0, command.stderr
+    quick, run = (result(path) for path in sorted(work.glob("runs/dcec_little/*")))
+    assert quick["settings_sha256"] != run["settings_sha256"]
+    pretrained = [record["phases"]["pretrain"] for record in (quick, run)]
+    assert [phase["reused"] for phase in pretrained] == [False, False]
+    assert pretrained[0]["steps"] == 1 < pretrained[1]["steps"]
 
 
 def test_a_failing_job_does_not_stop_a_sweep(do: Callable[..., Command], work: Path) -> None:

@@ -21,6 +21,15 @@ from clusterlab.signatures import check_types
 
 log = logging.getLogger(__name__)
 
+# What a user of Lightning may give its trainer and each phase has of its own, and where that is.
+LENGTH = "set phases.NAME.max_epochs or phases.NAME.max_steps"
+OF_PHASES = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), LENGTH),
+    "callbacks": "add them to phases.NAME.callbacks",
+    "logger": "choose one with logger=NAME",
+    "enable_checkpointing": "set checkpoint_interval, the seconds from one to the next",
+}
+
 
 def build(node: Any, **kwargs: Any) -> Any:
     """Instantiate a config node.
@@ -291,6 +300,18 @@ def training_device(trainer: DictConfig) -> torch.device:
             "set trainer.devices=1, or trainer=ddp for several CPU processes",
         )
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse what a trainer would not be asked for: each phase has its own.
+
+    Raises:
+        UserError: If it has one of ``OF_PHASES``.
+    """
+    for name, remedy in OF_PHASES.items():
+        if name in trainer:
+            expected = "a trainer's config without what its phases decide"
+            raise problem(expected, f"trainer.{name}={trainer[name]}", remedy)
 
 
 def check_precision(precision: Any, device: torch.device) -> None:

@@ -32,6 +32,26 @@ NOT_SETTINGS = (
     "jobs_per_gpu",
     "seed",
 )
+# The same of a trainer; what else is added to it, such as gradient_clip_val, is a setting.
+NOT_SETTINGS_OF_TRAINER = (
+    *("_target_", "accelerator", "devices", "num_nodes", "strategy", "plugins"),
+    "precision",  # told by itself
+    *("num_sanity_val_steps", "use_distributed_sampler", "benchmark", "detect_anomaly"),
+    *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler"),
+)
+
+
+def settings_of_trainer(cfg: DictConfig) -> dict[str, Any]:
+    """Return what decides the result in the trainer's config, but for the precision.
+
+    Example:
+        >>> cfg = OmegaConf.create({"trainer": {"devices": 2, "gradient_clip_val": 1}})
+        >>> settings_of_trainer(cfg)
+        {'gradient_clip_val': 1}
+    """
+    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    assert isinstance(trainer, dict)
+    return {str(k): v for k, v in trainer.items() if k not in NOT_SETTINGS_OF_TRAINER}
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
@@ -46,6 +66,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     if settings["model"].get("seed") == cfg.seed:  # one of its own is a setting: sweep=starts
         del settings["model"]["seed"]
     settings["precision"] = cfg.trainer.precision
+    if of_trainer := settings_of_trainer(cfg):
+        settings["trainer"] = of_trainer
     return settings  # type: ignore[return-value]
 
 

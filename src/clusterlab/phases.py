@@ -28,7 +28,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.distributed import is_rank_zero
 from clusterlab.errors import problem
 from clusterlab.files import file_digest, locked, settings_digest, write_json
-from clusterlab.folders import PhaseFolder, load_checkpoint, load_network
+from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, settings_of_trainer
 from clusterlab.loggers import PhaseCsv, Row, replay
 from clusterlab.models.base import DeepClustering
 from clusterlab.record import code_digest
@@ -120,6 +120,7 @@ def ingredients(
         "device": training_device(cfg.trainer).type,
         "devices": cfg.trainer.devices,
         "precision": cfg.trainer.precision,
+        **settings_of_trainer(cfg),
         "torch": torch.__version__,
         **({} if cfg.init_from is None else {"init_from": file_digest(Path(cfg.init_from))}),
     }

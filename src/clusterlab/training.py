@@ -23,6 +23,7 @@ from clusterlab.checks import (
     check_precision,
     check_program,
     check_seed,
+    check_trainer,
     check_vectors,
     check_weights,
     network_for,
@@ -71,6 +72,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
     check_precision(cfg.trainer.precision, device)
+    check_trainer(cfg.trainer)
     check_choices(cfg)
     check_program(cfg)
     check_seed(cfg.seed)
