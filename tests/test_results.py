@@ -162,6 +162,9 @@ def test_find_refuses_a_place_with_nothing_in_it(tmp_path: Path, name: str) -> N
     (tmp_path / "empty.csv").touch()
     with pytest.raises(UserError, match="Expected runs or records, got n"):
         find(tmp_path / name)
+    a_run(tmp_path / "run", record(0))
+    with pytest.raises(UserError, match="Expected runs or records, got n"):
+        find(tmp_path / "run", tmp_path / "run", tmp_path / name)  # the second is left out
 
 
 def test_find_reads_real_runs(finished: tuple[Any, dict[str, Any]]) -> None:
