@@ -303,7 +303,7 @@ def training_device(trainer: DictConfig) -> torch.device:
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse what a trainer would not be asked for: each phase has its own.
+    """Refuse in a trainer's config what each phase has of its own.
 
     Raises:
         UserError: If it has one of ``OF_PHASES``.
