@@ -20,17 +20,20 @@ TAUGHT = (
     f"{RETRAIN}.epochs",
     f"{RETRAIN}.stop_reason",
 )
+# Where k-means started, and what is to be seen of it without labels.
+STARTED = (
+    "phases.finetune.metrics_at_start.accuracy",
+    "phases.finetune.losses.loss",
+    "label_free.silhouette",
+)
 SWEPT = {
     "idcec_lambda": (f"{RETRAIN}.n_reliable", f"{RETRAIN}.accuracy_rejected"),
     "idcec_alpha": TAUGHT,
     "idcec_beta": TAUGHT,
     "idcec_next_start": TAUGHT,
     "cdc_eta": (),
-    "cdc_starts": (
-        "phases.finetune.metrics_at_start.accuracy",
-        "phases.finetune.losses.loss",
-        "label_free.silhouette",
-    ),
+    "cdc_starts": STARTED,
+    "cdc_other_end": STARTED,
     "sdcec_one_percent": (),
     "icae_ablation": (),
 }
