@@ -16,11 +16,11 @@ import torch
 from omegaconf import OmegaConf
 
 from clusterlab import DeepClusterer
+from clusterlab.code import code_digest, imported, own_files
 from clusterlab.data.samples import Samples, as_float
 from clusterlab.loggers import read_csv
 from clusterlab.models.dcec import DCEC
 from clusterlab.predict import load
-from clusterlab.record import code_digest
 from conftest import LITTLE, Command, Commands, own_method
 
 # A pretrain loss that nobody else has.
@@ -151,3 +151,45 @@ def test_code_is_the_package_and_what_a_config_names_from_elsewhere(importable: 
     cfg = OmegaConf.create({"model": {"_target_": "mine.Mine"}})
     assert code_digest(cfg) != package
     assert code_digest(OmegaConf.create({"phases": {"b": [cfg]}})) == code_digest(cfg)
+
+
+def test_code_is_also_what_that_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "lone.py": "import torch, json, sys, clusterlab\nfrom helped import W\nclass Lone: pass\n",
+        "helped.py": "def late():\n    import lazy.deep, broken, nowhere\nW = 3\n",
+        "lazy/deep.py": "from . import beside\nfrom .beside import lone\n",  # of a folder alone
+        "lazy/beside.py": "import lone\n",  # in a circle
+        "broken.py": "import unread\n)",
+        "unread.py": "",
+        "kept/__init__.py": "from kept.inner import other\nraise RuntimeError('never run')\n",
+        "kept/inner/__init__.py": "",
+        "kept/inner/net.py": "from .. import outer\nfrom .other import *\n",
+        "kept/inner/other.py": "",
+        "kept/outer.py": "",
+        "aside.py": "",
+        "site-packages/bought.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    found = own_files("lone", tmp_path / "lone.py")
+    assert set(found) == {"lone", "helped", "lazy.deep", "lazy.beside", "broken"}
+    assert found["lazy.beside"] == tmp_path / "lazy" / "beside.py"
+    inner = {"kept", "kept.inner", "kept.inner.net", "kept.inner.other", "kept.outer"}
+    assert set(own_files("kept.inner.net", tmp_path / "kept/inner/net.py")) == inner
+    assert not own_files("bought", tmp_path / "site-packages/bought.py")
+
+    cfg = OmegaConf.create({"_target_": "lone.Lone"})
+    digests = []
+    for edited in (None, "aside.py", "lazy/beside.py"):
+        if edited:
+            (tmp_path / edited).write_text("import lone\n# edited\n")
+        own_files.cache_clear()  # as in the next process
+        imported.cache_clear()
+        digests.append(code_digest(cfg))
+    sys.modules.pop("lone")
+    sys.modules.pop("helped")
+    assert digests[0] == digests[1] != digests[2]

@@ -23,6 +23,7 @@ from clusterlab.callbacks import (
     TargetRefresh,
 )
 from clusterlab.checks import build, training_device
+from clusterlab.code import code_digest
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.samples import Samples
 from clusterlab.distributed import is_rank_zero
@@ -31,7 +32,6 @@ from clusterlab.files import file_digest, locked, settings_digest, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, settings_of_trainer
 from clusterlab.loggers import PhaseCsv, Row, replay
 from clusterlab.models.base import DeepClustering
-from clusterlab.record import code_digest
 
 log = logging.getLogger(__name__)
 

@@ -1,22 +1,16 @@
 """``result.json``: what a run was, on what, and what came out."""
 
-import hashlib
-import inspect
 import platform
 import subprocess
-import sysconfig
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
+from clusterlab.code import code_digest
 from clusterlab.files import config_folder
 from clusterlab.metrics import (
     SCORES,
@@ -115,40 +109,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return revision.stdout.decode().strip() + ("-dirty" if status.stdout.strip() else "")
-
-
-def code_digest(cfg: DictConfig) -> str:
-    """Return the SHA-256 of the code of a run, which an edit changes before it is committed.
-
-    That is the package's, and the files that define what a config names from elsewhere: a method
-    or network of a user's own. What is installed or comes with Python has a version instead.
-    """
-    package = Path(__file__).parent
-    files = [(path.relative_to(package).as_posix(), path) for path in package.rglob("*.py")]
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    for target in set(targets(OmegaConf.to_container(cfg))):
-        if target.split(".")[0] != __package__:
-            with suppress(ImportError, TypeError):  # not there, which others tell; or built in
-                path = Path(inspect.getfile(get_object(target))).resolve()
-                if not any(path.is_relative_to(folder) for folder in installed):
-                    files.append((target, path))
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name}\0".encode() + imported(path))
-    return digest.hexdigest()
-
-
-@cache
-def imported(path: Path) -> bytes:
-    """Return a file of code as it was when this process first asked: an edit runs in the next."""
-    return path.read_bytes()
-
-
-def targets(node: Any) -> Iterator[str]:
-    """Yield what a config, as containers, would build: its values of ``_target_``."""
-    if isinstance(node, dict):
-        yield from [str(node["_target_"])] if "_target_" in node else []
-        node = list(node.values())
-    if isinstance(node, list):
-        for inner in node:
-            yield from targets(inner)

@@ -30,6 +30,7 @@ from clusterlab.checks import (
     number_of_clusters,
     training_device,
 )
+from clusterlab.code import code_digest
 from clusterlab.data.datamodule import ClusterData
 from clusterlab.data.known import known_labels
 from clusterlab.data.samples import Samples, digest
@@ -42,7 +43,7 @@ from clusterlab.loggers import close, publish, write_csv
 from clusterlab.models.base import DeepClustering
 from clusterlab.phases import START_OVER, tell_other_code, train_phases
 from clusterlab.predict import write_predictions
-from clusterlab.record import code_digest, environment, evaluate
+from clusterlab.record import environment, evaluate
 from clusterlab.trouble import (
     change_trouble,
     classifier_trouble,
