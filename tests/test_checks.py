@@ -1,12 +1,24 @@
 """What a machine can and cannot do, told before hours are spent on it."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
-from clusterlab.checks import build, check_precision, check_weights, network_for
+from clusterlab.checks import (
+    build,
+    build_one,
+    check_network,
+    check_precision,
+    check_weights,
+    network_for,
+)
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
+from clusterlab.models.base import check_terms
+from clusterlab.networks import Autoencoder, MLPAutoencoder
 from clusterlab.record import device_name
 
 
@@ -75,3 +87,76 @@ def test_what_cannot_be_imported_is_told_with_its_name() -> None:
     with pytest.raises(UserError, match=r"'no_such_module'.+; install what is missing") as told:
         build(config.callbacks)
     assert "no_such_module.Mine" in str(told.value)
+
+
+def test_what_is_of_another_kind_is_told_with_the_kind() -> None:
+    node = OmegaConf.create({"_target_": "datetime.timedelta", "days": 3})
+    assert build_one(timedelta, node).days == 3
+    told = (
+        "Samples from datetime.timedelta, got a timedelta; make it one of clusterlab.data.samples"
+    )
+    with pytest.raises(UserError, match=told):
+        build_one(Samples, node)
+
+
+IN, OUT = nn.Flatten(), nn.Unflatten(1, (1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "told"),
+    [
+        (
+            nn.Linear(16, 3),
+            nn.Linear(3, 16),
+            r"layers of Autoencoder .* \(1, 4, 4\), got the error",
+        ),
+        (nn.Sequential(IN, nn.Linear(16, 2)), OUT, "layers of Autoencoder .* got the error"),
+        (
+            nn.Sequential(IN, nn.Linear(16, 2)),
+            nn.Sequential(nn.Linear(2, 16), OUT),
+            r"embeddings of shape \(3,\) from Autoencoder, got \(2,\); correct its layers",
+        ),
+        (  # mse_loss would broadcast these
+            nn.Sequential(IN, nn.Linear(16, 3)),
+            nn.Sequential(nn.Linear(3, 1), nn.Unflatten(1, (1, 1, 1))),
+            r"reconstructions of shape \(1, 4, 4\) from Autoencoder, got \(1, 1, 1\); correct",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(
+    encoder: nn.Module, decoder: nn.Module, told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        check_network(Autoencoder(encoder, decoder, 3), Samples("four", torch.rand(5, 1, 4, 4)))
+
+
+def test_a_network_that_fits_is_left_as_it_is() -> None:
+    x = torch.rand(5, 16) - 0.5
+    samples, generator = Samples("vectors", x.clone()), torch.get_rng_state()
+    network = MLPAutoencoder((16,), 3, [8])
+    inner = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(), nn.BatchNorm1d(16), network.encoder)
+    before = {name: value.clone() for name, value in inner.state_dict().items()}
+    torch.set_rng_state(generator)
+    check_network(Autoencoder(inner, network.decoder, 3), samples)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.equal(samples.x, x)
+    assert inner.training
+    assert all(torch.equal(value, before[name]) for name, value in inner.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        (torch.tensor(1.0), "a dict of terms from finetune_loss, got a Tensor;"),
+        ({}, r"a dict of terms from finetune_loss, got \{\};"),
+        (
+            {"clustering": torch.tensor(1.0), "mine": torch.zeros(7)},
+            r"one number as the term 'mine' of finetune_loss, got a Tensor of shape \(7,\); return",
+        ),
+        ({"mine": 0.5}, "as the term 'mine' of finetune_loss, got a float; return"),
+    ],
+)
+def test_a_loss_is_a_dict_of_scalars(terms: object, told: str) -> None:
+    check_terms({"clustering": torch.tensor(1.0)}, "finetune_loss")
+    with pytest.raises(UserError, match=told):
+        check_terms(terms, "finetune_loss")

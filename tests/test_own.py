@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sklearn.datasets import load_wine
 
 from clusterlab import DeepClusterer
 from clusterlab.code import code_digest, imported, own_files
@@ -142,6 +143,58 @@ def test_a_failed_job_is_repeated_with_its_folder(do: Callable[..., Command], ow
     words = shlex.split(again)
     assert words[3:5] == ["--config-dir", str(own)]
     assert "model=mine" in words
+
+
+WINE = ("model=idec", "network=narrow", "data=wine", "trainer=cpu", "figures=false")
+SHORT = ("phases.pretrain.max_epochs=2", "phases.finetune.max_steps=30")
+
+
+def test_a_network_and_data_are_taken_as_a_method_is(
+    commands: Commands, own: Path, tmp_path: Path
+) -> None:
+    before = f"import sys; sys.path.insert(0, {str(own)!r})"
+    arguments = ("--config-dir", str(own), *WINE, *SHORT, f"output_dir={tmp_path / 'runs'}")
+    record = result(commands.run(*arguments, before=before))
+    assert (record["data"], record["n_samples"], record["n_clusters"]) == ("wine", 178, 3)
+    assert record["metrics"]["accuracy"] > 0.4  # the largest class is 71 of 178
+
+    file = record["run_dir"] / "finetune" / "weights.ckpt"
+    weights = torch.load(file, weights_only=True)["state_dict"]
+    first, second = (
+        [weights[f"network.encoder.{i}.{name}"].double().numpy() for name in ("weight", "bias")]
+        for i in (0, 2)
+    )
+    x = load_wine().data
+    x = (x - x.mean(0)) / x.std(0)
+    z = np.maximum(x @ first[0].T + first[1], 0) @ second[0].T + second[1]
+    stored = np.load(record["run_dir"] / "assignments.npz")["z"]
+    assert z.shape == (178, 3)
+    assert stored == pytest.approx(z, abs=1e-5)
+
+
+def test_what_does_not_fit_is_told_before_it_trains(
+    commands: Commands, do: Callable[..., Command], own: Path, tmp_path: Path
+) -> None:
+    wine = (own / "wine.py").read_text()
+    before = f"import sys; sys.path.insert(0, {str(own)!r})"
+    arguments = ("--config-dir", str(own), *WINE, *SHORT, f"output_dir={tmp_path / 'runs'}")
+    for right, wrong, told in (
+        ("width, d)", "width, 1)", "reconstructions of shape (13,) from Narrow, got (1,)"),
+        ("embedding_dim)\n\n", "2)\n\n", "embeddings of shape (2,) from Narrow, got (3,)"),
+        ("return array(", "return (", "a Samples from wine.wine, got a tuple"),
+    ):
+        (own / "wine.py").write_text(wine.replace(right, wrong))
+        command = commands.run(*arguments, before=before)
+        assert command.code == 1
+        assert f"Error: Expected {told}; " in command.stderr, command.stderr
+        assert "Traceback" not in command.stderr
+        assert not list((tmp_path / "runs").rglob("pretrain"))
+
+    method = (own / "mine.py").read_text().replace(".log()).sum()", ".log())")
+    (own / "mine.py").write_text(method)
+    command = do("model=mine")
+    assert command.code == 1
+    assert "'balance' of finetune_loss, got a Tensor of shape (5,); return" in command.stderr
 
 
 def test_code_is_the_package_and_what_a_config_names_from_elsewhere(importable: None) -> None:

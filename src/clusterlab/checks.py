@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,13 +13,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clusterlab.callbacks import ClusterInit
 from clusterlab.data.augment import RandomAffine, Views
-from clusterlab.data.samples import Samples
+from clusterlab.data.samples import Samples, as_float
 from clusterlab.errors import UserError, problem
 from clusterlab.files import config_folder
 from clusterlab.metrics import SCORES
+from clusterlab.networks import Autoencoder
 from clusterlab.signatures import check_types
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+WHERE = "correct them, or see where with HYDRA_FULL_ERROR=1"
 
 # What a user of Lightning may give its trainer and each phase has of its own, and where that is.
 LENGTH = "set phases.NAME.max_epochs or phases.NAME.max_steps"
@@ -48,8 +51,21 @@ def build(node: Any, **kwargs: Any) -> Any:
             raise cause from None
         if isinstance(cause, ImportError):
             raise not_there(cause) from None
-        remedy = "correct them, or see where with HYDRA_FULL_ERROR=1"
-        raise problem("settings that their class takes", error, remedy) from error
+        raise problem("settings that their class takes", error, WHERE) from error
+
+
+def build_one(kind: type[T], node: DictConfig, **kwargs: Any) -> T:
+    """Instantiate a config node that may be of a user's own making.
+
+    Raises:
+        UserError: As ``build``, or it is not of the kind.
+    """
+    made = build(node, **kwargs)
+    if not isinstance(made, kind):
+        expected = f"a {kind.__name__} from {node._target_}"
+        remedy = f"make it one of {kind.__module__}.{kind.__name__}, or of a class derived from it"
+        raise problem(expected, f"a {type(made).__name__}", remedy)
+    return made
 
 
 def class_of(node: DictConfig) -> type:
@@ -246,6 +262,30 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
             node.shift, node.scale = mean, node.scale / deviation
         log.info("Standardised: the network sees %.3g (x - %.3g).", node.scale, mean)
     return node
+
+
+def check_network(network: Autoencoder, samples: Samples) -> None:
+    """Let a network, which may be a user's own, embed and give back two samples.
+
+    Raises:
+        UserError: If it cannot, or gives back other shapes: a loss might broadcast those.
+    """
+    x, name = as_float(samples.x[:2].clone()), type(network).__name__
+    trains = network.training
+    try:
+        with torch.no_grad():
+            z, x_hat = network.eval()(x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        expected = f"layers of {name} that take samples of shape {tuple(x.shape[1:])}"
+        raise problem(expected, f"the error {error}", WHERE) from error
+    network.train(trains)
+    embedded = (len(x), network.embedding_dim)
+    outputs = {"embeddings": (z, embedded), "reconstructions": (x_hat, x.shape)}
+    for what, (values, shape) in outputs.items():
+        if values.shape != shape:
+            expected = f"{what} of shape {tuple(shape[1:])} from {name}"
+            remedy = "correct its layers, or its embedding_dim"
+            raise problem(expected, tuple(values.shape[1:]), remedy)
 
 
 def check_vectors(model: DictConfig, phases: DictConfig) -> None:

@@ -18,7 +18,9 @@ from clusterlab import figures
 from clusterlab.centers import agreement
 from clusterlab.checks import (
     build,
+    build_one,
     check_choices,
+    check_network,
     check_phases,
     check_precision,
     check_program,
@@ -41,6 +43,7 @@ from clusterlab.files import log_to, read_json, settings_digest, write_arrays, w
 from clusterlab.folders import PhaseFolder, load_network, opened, settings_of
 from clusterlab.loggers import close, publish, write_csv
 from clusterlab.models.base import DeepClustering
+from clusterlab.networks import Autoencoder
 from clusterlab.phases import START_OVER, tell_other_code, train_phases
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
@@ -79,8 +82,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     check_seed(cfg.seed)
     check_weights(cfg.get("loss") or OmegaConf.create())
     if samples is None:
-        samples = build(cfg.data.source)
-    assert samples is not None
+        samples = build_one(Samples, cfg.data.source)
     if not samples.are_images:
         check_vectors(cfg.model, cfg.phases)
     fit_to_data(cfg, samples)
@@ -97,8 +99,9 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     check_phases(cfg.phases, cfg.model)
     seed_everything(cfg.seed, verbose=False)
     cfg.network = network_for(cfg.network, samples, standardized(cfg.data, samples))
-    model: DeepClustering = build(cfg.model, network=build(cfg.network), **told)
-
+    network = build_one(Autoencoder, cfg.network)
+    check_network(network, samples)
+    model = build_one(DeepClustering, cfg.model, network=network, **told)
     if cfg.init_from is not None:
         load_network(Path(cfg.init_from), model)
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder

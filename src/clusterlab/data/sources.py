@@ -4,13 +4,14 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pooch
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -144,31 +145,42 @@ def npz(path: str, name: str | None = None) -> Samples:
     file = Path(path).expanduser()
     remedy = "save it again with numpy.savez(path, x=x, y=y), or use data=text for term counts"
     arrays = read_arrays(file, ["x"], ["y", "files"], remedy)
-    x = as_samples(arrays["x"], str(file))
-    y, names = checked_labels(arrays["y"], len(x), file) if "y" in arrays else (None, None)
-    files = tuple(map(str, arrays["files"])) if "files" in arrays else None
-    if files is not None and len(files) != len(x):
-        raise problem(f"{len(x)} files in {file}", len(files), "name one a sample, or none")
-    return Samples(name or file.stem, torch.from_numpy(x), y, files, names)
+    samples = array(arrays["x"], name or file.stem, arrays.get("y"), str(file))
+    if "files" not in arrays:
+        return samples
+    if len(arrays["files"]) != len(samples):
+        remedy = "name one a sample, or none"
+        raise problem(f"{len(samples)} files in {file}", len(arrays["files"]), remedy)
+    return replace(samples, files=tuple(map(str, arrays["files"])))
 
 
-def array(x: Array | None = None, name: str = "array") -> Samples:
-    """Take samples that are in memory, without labels.
+def array(
+    x: ArrayLike | None = None,
+    name: str = "array",
+    y: ArrayLike | None = None,
+    where: str = "the samples",
+) -> Samples:
+    """Take samples that are in memory; what a source of one's own returns.
 
     Args:
         x: As ``as_samples`` takes them; ``None`` if there are none, as on the command line.
         name: What the records call the set.
+        y: As ``checked_labels`` takes them; ``None`` without labels.
+        where: What a message calls their origin.
 
     Raises:
         UserError: If there are none, or they have other axes or values.
 
     Example:
-        >>> array(np.zeros((5, 8, 8))).x.shape
-        torch.Size([5, 1, 8, 8])
+        >>> samples = array(np.zeros((3, 8, 8)), y=[5, 7, 5])
+        >>> samples.x.shape, samples.y, samples.class_names
+        (torch.Size([3, 1, 8, 8]), tensor([0, 1, 0]), ('5', '7'))
     """
     if x is None:
         raise problem("samples from a program", "none", "use data=npz for a file")
-    return Samples(name, torch.from_numpy(as_samples(x, "the samples")))
+    stored = torch.from_numpy(as_samples(np.asarray(x), where))
+    labels, names = (None, None) if y is None else checked_labels(np.asarray(y), len(stored), where)
+    return Samples(name, stored, labels, class_names=names)
 
 
 def as_samples(x: Array, where: str) -> Array:
@@ -253,23 +265,23 @@ def _checked_values(x: Array, file: str) -> Array:
     return x
 
 
-def checked_labels(y: Array, n: int, file: Path) -> tuple[Tensor, tuple[str, ...]]:
+def checked_labels(y: Array, n: int, where: str) -> tuple[Tensor, tuple[str, ...]]:
     """Number labels 0..k-1 in the order of their values, and keep those as names.
 
     Args:
         y: Labels, shape ``(n,)``, whole numbers of any value.
         n: How many there must be.
-        file: Where they are from.
+        where: What a message calls their origin.
 
     Raises:
         UserError: If they are not as above.
     """
     if y.shape != (n,):
         remedy = "give one label a sample, or leave y out"
-        raise problem(f"y of shape ({n},) in {file}", f"shape {y.shape}", remedy)
+        raise problem(f"y of shape ({n},) in {where}", f"shape {y.shape}", remedy)
     odd = y[~np.isfinite(y) | (y != np.rint(y))] if y.dtype.kind in "biuf" else y
     if len(odd):
         remedy = "number the classes, or leave y out"
-        raise problem(f"whole numbers as y in {file}", f"{y.dtype} such as {odd[0]}", remedy)
+        raise problem(f"whole numbers as y in {where}", f"{y.dtype} such as {odd[0]}", remedy)
     classes, index = np.unique(y, return_inverse=True)
     return torch.from_numpy(index.astype(np.int64)), tuple(str(int(label)) for label in classes)

@@ -125,7 +125,7 @@ def term_counts(
         got = "none" if not counts.nnz else f"values such as {counts.data.min()}"
         raise problem(f"counts of 0 or more in {file}", got, "count the terms of each document")
     x = tf_idf(counts, _checked_terms(n_terms), sublinear)
-    y, names = checked_labels(arrays["y"], len(x), file) if "y" in arrays else (None, None)
+    y, names = checked_labels(arrays["y"], len(x), str(file)) if "y" in arrays else (None, None)
     return Samples(name or file.stem, torch.from_numpy(x), y, class_names=names)
 
 

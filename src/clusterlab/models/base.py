@@ -198,6 +198,8 @@ class DeepClustering(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the phase's terms."""
         terms: dict[str, Tensor] = getattr(self, f"{self.phase}_loss")(batch)
+        if self._sums is None:
+            check_terms(terms, f"{self.phase}_loss")
         values = torch.stack(list(terms.values()))
         detached, size = values.detach(), len(batch["index"])
         if self._sums is None:
@@ -263,6 +265,27 @@ class DeepClustering(LightningModule):
             UserError: Saying which.
         """
         check_checkpoint(checkpoint, self, phase=self.phase)
+
+
+def check_terms(terms: Any, loss: str) -> None:
+    """Refuse what is no sum of scalars: a vector of them would be summed without a word.
+
+    Args:
+        terms: What the loss returned.
+        loss: Its name.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    remedy = "return {'name': scalar}, as the losses of the papers do"
+    if not isinstance(terms, dict) or not terms:
+        got = terms if isinstance(terms, dict) else f"a {type(terms).__name__}"
+        raise problem(f"a dict of terms from {loss}", got, remedy)
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim:
+            shape = f" of shape {tuple(term.shape)}" if isinstance(term, Tensor) else ""
+            got = f"a {type(term).__name__}{shape}"
+            raise problem(f"a tensor with one number as the term '{name}' of {loss}", got, remedy)
 
 
 def check_checkpoint(
