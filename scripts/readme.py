@@ -33,7 +33,7 @@ SWEPT = {
     "idcec_next_start": TAUGHT,
     "cdc_eta": (),
     "cdc_starts": STARTED,
-    "cdc_other_end": STARTED,
+    "cdc_starts_of_4": STARTED,
     "sdcec_one_percent": (),
     "icae_ablation": (),
 }
