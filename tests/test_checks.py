@@ -1,6 +1,7 @@
 """What a machine can and cannot do, told before hours are spent on it."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from clusterlab.checks import (
     check_network,
     check_precision,
     check_weights,
+    class_of,
     network_for,
 )
 from clusterlab.data.samples import Samples
@@ -20,6 +22,7 @@ from clusterlab.errors import UserError
 from clusterlab.models.base import check_terms
 from clusterlab.networks import Autoencoder, MLPAutoencoder
 from clusterlab.record import device_name
+from conftest import composed
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,21 @@ def test_what_is_of_another_kind_is_told_with_the_kind() -> None:
     )
     with pytest.raises(UserError, match=told):
         build_one(Samples, node)
+
+
+@pytest.mark.parametrize("method", ["dec", "idec", "dcec", "idcec", "sdcec", "cdc", "icae"])
+@pytest.mark.parametrize("name", ["cae", "mlp", "mlp_cdc", "pooled_cae", "residual_small"])
+def test_each_method_goes_with_each_network(method: str, name: str, tmp_path: Path) -> None:
+    cfg = composed(tmp_path, f"model={method}", f"network={name}", "n_clusters=5")
+    samples = Samples("eight", torch.rand(4, 3, 8, 8))
+    network = build_one(Autoencoder, network_for(cfg.network, samples))
+    check_network(network, samples)
+    if method == "icae" and name != "residual_small":
+        told = f"length 1 from {type(network).__name__}, got .*; set network=residual"
+        with pytest.raises(UserError, match=told):
+            check_network(network, samples, class_of(cfg.model).unit_length)
+    else:
+        check_network(network, samples, class_of(cfg.model).unit_length)
 
 
 IN, OUT = nn.Flatten(), nn.Unflatten(1, (1, 4, 4))

@@ -264,11 +264,17 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
     return node
 
 
-def check_network(network: Autoencoder, samples: Samples) -> None:
+def check_network(network: Autoencoder, samples: Samples, unit_length: bool = False) -> None:
     """Let a network, which may be a user's own, embed and give back two samples.
 
+    Args:
+        network: On the CPU.
+        samples: The data.
+        unit_length: Whether embeddings must have length 1.
+
     Raises:
-        UserError: If it cannot, or gives back other shapes: a loss might broadcast those.
+        UserError: If it cannot, or gives back other shapes, which a loss might broadcast, or
+            embeddings of another length.
     """
     x, name = as_float(samples.x[:2].clone()), type(network).__name__
     trains = network.training
@@ -286,6 +292,10 @@ def check_network(network: Autoencoder, samples: Samples) -> None:
             expected = f"{what} of shape {tuple(shape[1:])} from {name}"
             remedy = "correct its layers, or its embedding_dim"
             raise problem(expected, tuple(values.shape[1:]), remedy)
+    length = float(z[0].norm())
+    if unit_length and abs(length - 1) > 1e-3:
+        remedy = "set network=residual or residual_small, or normalize in encode as these do"
+        raise problem(f"embeddings of length 1 from {name}", f"{length:.3g}", remedy)
 
 
 def check_vectors(model: DictConfig, phases: DictConfig) -> None:

@@ -45,6 +45,7 @@ class DeepClustering(LightningModule):
         images_only: Whether samples must have height and width; a subclass's to say.
         compares_views: Whether a batch's views are read, rather than its images being changed; a
             subclass's to say.
+        unit_length: Whether embeddings must have length 1; a subclass's to say.
         suspect: The term to weigh less where clusters collapse, in words; a subclass's to say.
         centers: Cluster centers, shape ``(K, d)``, trained in the finetune phase.
         phase: Name of the current phase.
@@ -54,6 +55,7 @@ class DeepClustering(LightningModule):
 
     images_only = False
     compares_views = False
+    unit_length = False
     suspect = SUSPECT
 
     def __init__(

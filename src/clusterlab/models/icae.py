@@ -58,6 +58,7 @@ class ICAE(DeepClustering):
 
     images_only = True
     compares_views = True
+    unit_length = True
 
     def __init__(
         self,
