@@ -292,7 +292,7 @@ def check_network(network: Autoencoder, samples: Samples, unit_length: bool = Fa
             expected = f"{what} of shape {tuple(shape[1:])} from {name}"
             remedy = "correct its layers, or its embedding_dim"
             raise problem(expected, tuple(values.shape[1:]), remedy)
-    length = float(z[0].norm())
+    length = float(z.norm(dim=1).max())
     if unit_length and abs(length - 1) > 1e-3:
         remedy = "set network=residual or residual_small, or normalize in encode as these do"
         raise problem(f"embeddings of length 1 from {name}", f"{length:.3g}", remedy)
