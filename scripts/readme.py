@@ -36,6 +36,7 @@ SWEPT = {
     "cdc_starts_of_4": STARTED,
     "sdcec_one_percent": (),
     "icae_ablation": (),
+    "icae_epochs": (),
 }
 
 
