@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 
 from clusterlab.data.download import CLASS_NAMES
 from clusterlab.data.samples import Samples
-from clusterlab.data.sources import checked_labels, prepared_arrays, read_arrays
+from clusterlab.data.sources import array, prepared_arrays, read_arrays
 from clusterlab.errors import problem
 
 log = logging.getLogger(__name__)
@@ -125,8 +125,7 @@ def term_counts(
         got = "none" if not counts.nnz else f"values such as {counts.data.min()}"
         raise problem(f"counts of 0 or more in {file}", got, "count the terms of each document")
     x = tf_idf(counts, _checked_terms(n_terms), sublinear)
-    y, names = checked_labels(arrays["y"], len(x), str(file)) if "y" in arrays else (None, None)
-    return Samples(name or file.stem, torch.from_numpy(x), y, class_names=names)
+    return array(x, name or file.stem, arrays.get("y"), str(file))
 
 
 def _csr(arrays: dict[str, NDArray[Any]]) -> csr_matrix:
