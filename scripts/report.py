@@ -7,7 +7,7 @@ from typing import Any
 
 from clusterlab.curves import before_and_after, over_setting
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.layout import FORMATS, numbers, render
+from clusterlab.layout import FORMATS, in_words, numbers, render
 from clusterlab.report import SHORT, apart, lines, of_table, retrained, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
@@ -61,7 +61,7 @@ def main() -> None:
             render(table, found.left_out, name, arguments.also)
         )
     drawn = {name: f"{label}, %" for name, label in SHORT.items()}
-    drawn |= {name: name for name in arguments.also}
+    drawn |= {name: in_words(name) for name in arguments.also}
     for setting, curves in sweeps(table).items():
         points = {}
         for curve, swept in curves.items():

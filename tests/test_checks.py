@@ -20,7 +20,7 @@ from clusterlab.checks import (
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
 from clusterlab.models.base import check_terms
-from clusterlab.networks import Autoencoder, MLPAutoencoder
+from clusterlab.networks import Autoencoder, MLPAutoencoder, Pixels
 from clusterlab.record import device_name
 from conftest import composed
 
@@ -146,6 +146,13 @@ def test_a_network_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=told):
         check_network(Autoencoder(encoder, decoder, 3), Samples("four", torch.rand(5, 1, 4, 4)))
+
+
+def test_a_network_without_weights_is_for_methods_that_train_none() -> None:
+    samples = Samples("four", torch.rand(5, 1, 4, 4))
+    check_network(Pixels((1, 4, 4)), samples, trained=False)
+    with pytest.raises(UserError, match="weights to train, got Pixels, which has none; set netw"):
+        check_network(Pixels((1, 4, 4)), samples)
 
 
 def test_a_network_that_fits_is_left_as_it_is() -> None:

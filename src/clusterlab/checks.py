@@ -264,19 +264,25 @@ def network_for(node: DictConfig, samples: Samples, standardize: bool = False) -
     return node
 
 
-def check_network(network: Autoencoder, samples: Samples, unit_length: bool = False) -> None:
+def check_network(
+    network: Autoencoder, samples: Samples, unit_length: bool = False, trained: bool = True
+) -> None:
     """Let a network, which may be a user's own, embed and give back two samples.
 
     Args:
         network: On the CPU.
         samples: The data.
         unit_length: Whether embeddings must have length 1.
+        trained: Whether a phase trains nothing else.
 
     Raises:
         UserError: If it cannot, or gives back other shapes, which a loss might broadcast, or
-            embeddings of another length.
+            embeddings of another length, or has no weights to train.
     """
     x, name = as_float(samples.x[:2].clone()), type(network).__name__
+    if trained and not any(weights.requires_grad for weights in network.parameters()):
+        remedy = "set network=cae or mlp, or model=kmeans or spectral, which train none"
+        raise problem("a network with weights to train", f"{name}, which has none", remedy)
     trains = network.training
     try:
         with torch.no_grad():

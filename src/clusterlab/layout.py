@@ -111,6 +111,7 @@ def render(
     order = ["data", "method", "runs", "seeds", *scores, *also, "minutes", "device", "revision"]
     heads = [head for head in order if any(row.get(head) for row in rows)]
     body = [[row.get(head, "") for head in heads] for row in rows]
+    heads = [in_words(head) if head in also else head for head in heads]
     notes = [*remarks(table, shared), *left_out]
     left = ("data", "method", "runs", "device", "revision")
     if format == "text":
@@ -124,6 +125,30 @@ def render(
         laid = laid.replace("±", r"$\pm$")
         return "\n".join([f"% {note}" for note in notes] + [laid, ""])
     return "\n".join([laid, "", " ".join(notes[:1]), *(f"- {note}" for note in notes[1:]), ""])
+
+
+def in_words(name: str) -> str:
+    """Put the name of a column of the records in words.
+
+    Example:
+        >>> in_words("phases.retrain.metrics_at_start.accuracy")
+        'ACC at start, retrain'
+        >>> in_words("phases.finetune.losses.reconstruction")
+        'loss of reconstruction, finetune'
+        >>> [in_words(n) for n in ("label_free.silhouette", "config.loss.gamma")]
+        ['silhouette', 'loss.gamma']
+    """
+    if name.startswith(CONFIG):  # as on a command line
+        return name.removeprefix(CONFIG)
+    *where, what = name.split(".")
+    first, *rest = what.split("_")
+    text = " ".join([SHORT.get(first, first), *rest])
+    if "losses" in where and what != "loss":  # that is their sum
+        text = f"loss of {text}"
+    for place in where:
+        if place.startswith("metrics_"):
+            text += place.removeprefix("metrics").replace("_", " ")
+    return f"{text}, {where[1]}" if where[:1] == ["phases"] else text
 
 
 def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str]:

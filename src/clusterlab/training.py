@@ -101,7 +101,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
     cfg.network = network_for(cfg.network, samples, standardized(cfg.data, samples))
     network = build_one(Autoencoder, cfg.network)
     model = build_one(DeepClustering, cfg.model, network=network, **told)
-    check_network(network, samples, model.unit_length)
+    check_network(network, samples, model.unit_length, bool(cfg.phases.get("pretrain")))
     if cfg.init_from is not None:
         load_network(Path(cfg.init_from), model)
     if not is_rank_zero():  # started by Lightning; rank 0 looks after the folder
