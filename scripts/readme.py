@@ -7,8 +7,8 @@ from tabulate import tabulate
 
 from clusterlab.errors import problem
 from clusterlab.layout import cells, render, where_settled
-from clusterlab.report import START, lines, of_table, settled, short
-from clusterlab.results import Row, find, read_records
+from clusterlab.report import FLOAT32, START, Line, lines, of_table, settled, short
+from clusterlab.results import CONFIG, Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 RETRAIN = "phases.retrain"
@@ -26,6 +26,8 @@ STARTED = (
     "phases.finetune.losses.loss",
     "label_free.silhouette",
 )
+SHARE, FIGURE_2 = "data.labelled", ("0", "0.01", "0.1", "0.5")
+COMPUTED = ("precision", "trainer.precision", "device", "commit")
 SWEPT = {
     "idcec_lambda": (f"{RETRAIN}.n_reliable", f"{RETRAIN}.accuracy_rejected"),
     "idcec_alpha": TAUGHT,
@@ -76,20 +78,33 @@ def pages() -> dict[Path, str]:
 
 
 def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
-    """Lay out what was run of the methods that the published tables are of, and named after."""
+    """Lay out what was run of the methods that the published tables are of, and named after.
+
+    Of lines that differ in how they were computed alone, the one of most seeds, float32 if equal;
+    of the shares of known labels, those of the figure in SDCEC's paper.
+    """
     scores = ("ACC", "ACC paper", "NMI", "NMI paper", "ACC unlabelled")
     shown = ("data", "method", "runs", "seeds", *scores, "minutes")
-    table = [
-        line
-        for name in dict.fromkeys(row["table"] for row in published)
-        for line in lines(*of_table(rows, published, name))
-        if line.method == name.partition("_")[0]
-    ]
+    kept: dict[tuple[str, ...], Line] = {}
+    for name in dict.fromkeys(row["table"] for row in published):
+        for line in lines(*of_table(rows, published, name)):
+            share = line.different.get(SHARE, FIGURE_2[0])
+            if line.method != name.partition("_")[0] or share not in FIGURE_2:
+                continue
+            asked = (f"{k}={v}" for k, v in line.different.items() if k not in COMPUTED)
+            key = (name, line.data, line.rows[0]["experiment"], *asked)
+            kept[key] = max(kept.get(key, line), line, key=worth)
+    table = list(kept.values())
     body = [[row.get(head, "") for head in shown] for row in map(cells, table)]
     heads = [head.replace(" paper", ", paper") for head in shown]
     align = ["left" if head in ("data", "method", "runs") else "right" for head in shown]
     laid = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)
     return "\n".join([laid, "", *(f"- {text}" for text in where_settled(table))])
+
+
+def worth(line: Line) -> tuple[int, bool]:
+    """Say how well a line is founded, whatever its scores are."""
+    return len(line.rows), line.rows[0].get(f"{CONFIG}precision") == FLOAT32
 
 
 def settled_table(rows: Sequence[Row]) -> str:

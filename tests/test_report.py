@@ -18,7 +18,7 @@ from clusterlab import curves
 from clusterlab.errors import UserError
 from clusterlab.layout import FORMATS, render
 from clusterlab.report import SAME, START, Line, apart, differences, lines, retrained, sweeps
-from clusterlab.results import read_records
+from clusterlab.results import Row, read_records
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("kmeans", "dcec")
@@ -596,6 +596,34 @@ def test_the_summary_has_the_papers_own_methods_that_were_run(readme: ModuleType
     told = dict(zip(cells(laid[0]), cells(laid[2]), strict=True))
     assert told["method"] == "dcec"
     assert (told["ACC"], told["ACC, paper"], told["NMI, paper"]) == ("80.0", "79.0", "82.6")
+
+
+def test_the_summary_takes_the_better_founded_of_twins_and_few_shares(readme: ModuleType) -> None:
+    share = "config.data.labelled"
+    published = [
+        paper(table="sdcec_table1", model="sdcec", setting=f"data.labelled={s}", accuracy="")
+        for s in ("0", "0.03", "0.5")
+    ]
+
+    def told(told_share: str, precision: str, seeds: int, accuracy: float) -> list[Row]:
+        own = {"model": "sdcec", "experiment": "", share: told_share, "accuracy": str(accuracy)}
+        own |= {"settings_sha256": told_share + precision, "config.precision": precision}
+        return [row(seed, **own) for seed in range(seeds)]
+
+    rows = [
+        *told("0", "32-true", 2, 0.5),
+        *told("0", "bf16-mixed", 1, 0.7),
+        *told("0.03", "32-true", 5, 0.8),
+        *told("0.5", "bf16-mixed", 2, 0.9),
+        *told("0.5", "32-true", 2, 0.85),
+    ]
+    for order in (rows, rows[::-1]):
+        head, _, *laid = map(cells, readme.summary_table(order, published).splitlines())
+        found = [(line[head.index("runs")], line[head.index("ACC")]) for line in laid if line]
+        assert sorted(found) == [
+            ("data.labelled=0, precision=32-true", "50.0 ± 0.0"),
+            ("data.labelled=0.5, precision=32-true", "85.0 ± 0.0"),
+        ]
 
 
 def test_every_page_is_what_the_records_say(readme: ModuleType) -> None:
