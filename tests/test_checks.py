@@ -48,13 +48,17 @@ def test_bf16_on_a_cpu_that_is_slower_with_it_is_told(
     assert all("trainer.precision=32-true is faster" in line for line in caplog.messages)
 
 
-def test_a_cpu_is_named_with_its_vectors_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_named_with_its_vectors_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr("clusterlab.record.CPUINFO", info)
     names = []
-    for vectors in ("AVX2", "AVX512"):
+    for vectors, flag in (("AVX2", ""), ("AVX512", "amx_int8"), ("AVX512", "amx_bf16")):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda v=vectors: v)
+        info.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t: fpu {flag} avx\n" * 2)
         names.append(device_name(torch.device("cpu")))
-    assert names[0].endswith(", AVX2, 1 thread")
-    assert names[1] == names[0].replace("AVX2", "AVX512")
+    assert names == [f"A CPU, {v}, 1 thread" for v in ("AVX2", "AVX512", "AVX512 and AMX")]
 
 
 def test_weights_are_numbers_and_what_is_built_is_none() -> None:

@@ -21,6 +21,8 @@ from clusterlab.metrics import (
     silhouette,
 )
 
+CPUINFO = Path("/proc/cpuinfo")  # on Linux
+
 
 def evaluate(z: Tensor, q: Tensor, y: Tensor | None, known: Tensor | None = None) -> dict[str, Any]:
     """Score a soft assignment with labels, where there are any, and without.
@@ -71,7 +73,8 @@ def device_name(device: torch.device) -> str:
     """Return the name a reader would look up; for a CPU also its vectors and threads.
 
     A name such as "AMD EPYC" stands for several generations, of which one computes twice as fast
-    as another: their vectors, AVX2 or AVX512, tell these apart.
+    as another: their vectors, AVX2 or AVX512, tell these apart, and AMX, which multiplies in bf16,
+    two kinds of Xeon.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -79,11 +82,13 @@ def device_name(device: torch.device) -> str:
         return device.type
     threads = torch.get_num_threads()
     model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
     vectors = torch.backends.cpu.get_cpu_capability()
+    if CPUINFO.exists():
+        lines = CPUINFO.read_text().splitlines()
+        names = [line for line in lines if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+        if any("amx_bf16" in line.split() for line in lines):
+            vectors += " and AMX"
     return f"{model}, {vectors}, {threads} thread{'s' if threads > 1 else ''}"
 
 
