@@ -29,7 +29,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from clusterlab.callbacks import TargetRefresh
-from clusterlab.checks import build, training_device
+from clusterlab.checks import build, network_for, training_device
 from clusterlab.cli import config_folder
 from clusterlab.data.augment import RandomAffine
 from clusterlab.data.datamodule import ClusterData
@@ -81,13 +81,19 @@ class Case:
     near_empty: bool = False  # a network that costs nothing, to see what the rest costs
 
     def network(self) -> Autoencoder:
-        """Build the autoencoder: DCEC's, or one unit between two linear layers."""
-        input_shape, pixels = (1, self.side, self.side), self.side**2
+        """Build the autoencoder: the method's, or one unit between two linear layers."""
         if self.near_empty:
+            shape, pixels = (1, self.side, self.side), self.side**2
             encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 1))
-            decoder = nn.Sequential(nn.Linear(1, pixels), nn.Unflatten(1, input_shape))
+            decoder = nn.Sequential(nn.Linear(1, pixels), nn.Unflatten(1, shape))
             return Autoencoder(encoder, decoder, embedding_dim=1)
-        return build(self.cfg.network, input_shape=input_shape)  # type: ignore[no-any-return]
+        return build(self.fitted().network)  # type: ignore[no-any-return]
+
+    def fitted(self) -> DictConfig:
+        """Return the config with what a run fills in from its data."""
+        cfg = self.cfg.copy()
+        cfg.network = network_for(cfg.network, self.samples())
+        return cfg
 
     def samples(self) -> Samples:
         """Draw images and labels."""
@@ -120,9 +126,8 @@ def bare(case: Case) -> Clock:
 
 def fit_phase(case: Case, name: str = "pretrain", **settings: int) -> Clock:
     """Fit one phase as a run does, with changed settings."""
-    cfg, clock = case.cfg.copy(), Clock()
+    cfg, clock = case.fitted(), Clock()  # IDCEC's classifier asks for the images' shape too
     cfg.phases[name].update(settings or {"max_epochs": 1})
-    cfg.network.input_shape = [1, case.side, case.side]  # IDCEC's classifier asks for it too
     model = build(cfg.model, network=case.network())
     model.configure_callbacks = lambda: [clock]  # so that fit needs no entrance for a benchmark
     data = ClusterData(case.samples(), case.batch_size, cfg.seed)

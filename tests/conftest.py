@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -198,6 +200,17 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
     where = (f"output_dir={folder}", f"run_dir={folder / 'run'}")
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return hydra.compose("train", [*where, *overrides])
+
+
+def script_module(name: str) -> ModuleType:
+    """Return a program of ``scripts/`` as a module."""
+    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """From rows to tables, curves and the README."""
 
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -19,6 +18,7 @@ from clusterlab.errors import UserError
 from clusterlab.layout import FORMATS, render
 from clusterlab.report import SAME, START, Line, apart, differences, lines, retrained, sweeps
 from clusterlab.results import Row, read_records
+from conftest import script_module
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("kmeans", "dcec")
@@ -543,12 +543,7 @@ def test_the_program_prints_and_writes(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def readme() -> ModuleType:
     """Return scripts/readme.py as a module."""
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script_module("readme")
 
 
 def test_benchmark_table(readme: ModuleType) -> None:
