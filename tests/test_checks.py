@@ -1,13 +1,16 @@
 """What a machine can and cannot do, told before hours are spent on it."""
 
+import sys
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from clusterlab import page, predict, scan
 from clusterlab.checks import (
     build,
     build_one,
@@ -189,3 +192,16 @@ def test_a_loss_is_a_dict_of_scalars(terms: object, told: str) -> None:
     check_terms({"clustering": torch.tensor(1.0)}, "finetune_loss")
     with pytest.raises(UserError, match=told):
         check_terms(terms, "finetune_loss")
+
+
+@pytest.mark.parametrize("program", [page, predict, scan])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_programs_say_how_they_are_called(
+    program: ModuleType,
+    flag: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", flag])
+    program.main()
+    assert capsys.readouterr() == (f"usage: {program.USAGE}\n", "")

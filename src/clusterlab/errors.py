@@ -39,3 +39,11 @@ def exit_on_error(*others: type[Exception]) -> Iterator[None]:
     except expected as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def asked_for_help(usage: str) -> bool:
+    """Print how a program is called where its command asks, and say whether it did."""
+    asked = not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+    if asked:
+        print(f"usage: {usage}")
+    return asked

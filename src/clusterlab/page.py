@@ -19,13 +19,14 @@ from clusterlab import gallery, plots
 from clusterlab.checks import build
 from clusterlab.curves import panels_of
 from clusterlab.data.samples import Samples
-from clusterlab.errors import UserError, exit_on_error, problem
+from clusterlab.errors import UserError, asked_for_help, exit_on_error, problem
 from clusterlab.figures import BEFORE, MAP, PAGE, map_of, some_of
 from clusterlab.files import read_json, write_atomically
 from clusterlab.loggers import read_csv
 from clusterlab.metrics import by_class, contingency
 from clusterlab.neighbours import neighbours
 
+USAGE = "page.py <run or folder of runs>"
 Array = NDArray[Any]
 
 
@@ -197,9 +198,11 @@ def write_index(folder: Path, runs: Sequence[Path]) -> Path:
 
 def main() -> None:
     """Write the pages of a run, or of all runs in a folder and an index of them."""
+    if asked_for_help(USAGE):
+        return
     with exit_on_error(OSError):
         if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-            raise problem("page.py <run or folder of runs>", " ".join(sys.argv[1:]), "give one")
+            raise problem(USAGE, " ".join(sys.argv[1:]) or "nothing", "give one")
         folder = Path(sys.argv[1])
         runs = runs_in(folder)
         if runs == [folder]:

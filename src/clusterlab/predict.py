@@ -19,7 +19,7 @@ from clusterlab.data.images import IMAGE_SUFFIXES, decode, folder
 from clusterlab.data.samples import Samples
 from clusterlab.data.sources import as_samples, npz
 from clusterlab.distributed import full_pass
-from clusterlab.errors import exit_on_error, problem
+from clusterlab.errors import asked_for_help, exit_on_error, problem
 from clusterlab.files import read_json, write_atomically
 from clusterlab.folders import PhaseFolder
 from clusterlab.models.base import DeepClustering
@@ -172,6 +172,8 @@ def _size(shape: tuple[int, ...] | torch.Size) -> str:
 
 def main() -> None:
     """Predict from the command line: ``key=value`` arguments as in training."""
+    if asked_for_help(USAGE):
+        return
     with exit_on_error(OSError):
         arguments = dict(text.partition("=")[::2] for text in sys.argv[1:])
         if not {"run", "input"} <= arguments.keys() <= {"run", "input", "output"}:

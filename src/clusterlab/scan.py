@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clusterlab import curves, viz
 from clusterlab.cli import check_given, quiet_lightning, run_folder, run_name
-from clusterlab.errors import exit_on_error, problem
+from clusterlab.errors import asked_for_help, exit_on_error, problem
 from clusterlab.files import csv_text, write_atomically, write_json
 from clusterlab.isolation import composed
 from clusterlab.measures import Row, measure
@@ -154,6 +154,8 @@ def keep(path: Path, made: dict[str, Any], said: dict[str, Choice], text: str) -
 
 def main() -> None:
     """Scan from the command line: ``key=value`` arguments, most of them as in training."""
+    if asked_for_help(USAGE):
+        return
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     quiet_lightning()
     with exit_on_error(OSError):
