@@ -160,6 +160,21 @@ def test_a_seed_twice_in_a_line_is_refused() -> None:
         lines([row(0), row(1), row(0)])
 
 
+def test_a_setting_that_came_with_a_revision_gives_way_to_it() -> None:
+    def made(share: str, commit: str, weight: str) -> Row:
+        return {"config.data.labelled": share, "config.loss.labelled": weight, "commit": commit}
+
+    old, new, other = made("0.1", "a", ""), made("0.1", "b", "1.0"), made("0.2", "b", "1.0")
+    shares = [{"data.labelled": "0.1"}, {"data.labelled": "0.2"}]
+    assert differences([old, other]) == shares
+    both = [{**share, "commit": commit} for share, commit in zip(shares[:1] * 2, "ab", strict=True)]
+    assert differences([old, new, other]) == [*both, {**shares[1], "commit": "b"}]
+    # Not where it is all that tells runs apart, nor where it was left out or swept since.
+    assert differences([old, new]) == [{"loss.labelled": w} for w in ("none", "1.0")]
+    for last in (made("0.2", "b", ""), made("0.2", "b", "10")):
+        assert all("loss.labelled" in told for told in differences([old, new, last]))
+
+
 def test_differences_name_the_setting_that_the_others_follow() -> None:
     first = {"config.n": "1", "config.n.again": "1", "config.lr": "3", "config.kept": "0"}
     second = first | {"config.n": "2", "config.n.again": "2"}

@@ -236,7 +236,8 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
 
     Experiments have names, which stand for all that varies with them. Otherwise a value that
     others are derived from is named alone: of settings that vary together, the one with the
-    shortest name.
+    shortest name. One that came with a revision, of which older records know nothing, says less
+    than the revision.
 
     Example:
         >>> a = {"config.loss.gamma": "0.1", "config.model.gamma": "0.1", "config.seed": "0"}
@@ -263,10 +264,20 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     others = [name for name in names if name != "experiment"]
     if told(others) == told(names):
         names = others
+    lasting = [name for name in names if not _came_later(rows, name)]
+    names = lasting or names
     for name in SAME:  # where those leave rows that differ in it without a difference
         if told([*names, name]) > told(names):
             names.append(name)
     return [{n.removeprefix(CONFIG): short(n, row.get(n, "")) for n in names} for row in rows]
+
+
+def _came_later(rows: Sequence[Row], name: str) -> bool:
+    """Tell whether a column has one value in all records of some revisions, and none in others."""
+    there = [row for row in rows if row.get(name)]
+    since = {row.get("commit") for row in there}
+    before = {row.get("commit") for row in rows if not row.get(name)}
+    return bool(before) and since.isdisjoint(before) and len({row[name] for row in there}) == 1
 
 
 def short(name: str, value: str) -> str:
