@@ -95,7 +95,8 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
             key = (name, line.data, line.rows[0]["experiment"], *asked)
             kept[key] = max(kept.get(key, line), line, key=worth)
     table = list(kept.values())
-    body = [[row.get(head, "") for head in shown] for row in map(cells, table)]
+    told = [cells(line, elsewhere=("device", "commit")) for line in table]
+    body = [[row.get(head, "") for head in shown] for row in told]
     heads = [head.replace(" paper", ", paper") for head in shown]
     align = ["left" if head in ("data", "method", "runs") else "right" for head in shown]
     laid = tabulate(body, heads, "pipe", disable_numparse=True, colalign=align)

@@ -266,7 +266,7 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
         names = others
     lasting = [name for name in names if not _came_later(rows, name)]
     names = lasting or names
-    for name in SAME:  # where those leave rows that differ in it without a difference
+    for name in SAME[::-1]:  # where those leave rows that differ in it without a difference
         if told([*names, name]) > told(names):
             names.append(name)
     return [{n.removeprefix(CONFIG): short(n, row.get(n, "")) for n in names} for row in rows]
