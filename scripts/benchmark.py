@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,8 +88,9 @@ class Case:
             encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 1))
             decoder = nn.Sequential(nn.Linear(1, pixels), nn.Unflatten(1, shape))
             return Autoencoder(encoder, decoder, embedding_dim=1)
-        return build(self.fitted().network)  # type: ignore[no-any-return]
+        return build(self.fitted.network)  # type: ignore[no-any-return]
 
+    @cached_property
     def fitted(self) -> DictConfig:
         """Return the config with what a run fills in from its data."""
         cfg = self.cfg.copy()
@@ -126,7 +128,7 @@ def bare(case: Case) -> Clock:
 
 def fit_phase(case: Case, name: str = "pretrain", **settings: int) -> Clock:
     """Fit one phase as a run does, with changed settings."""
-    cfg, clock = case.fitted(), Clock()  # IDCEC's classifier asks for the images' shape too
+    cfg, clock = case.fitted.copy(), Clock()  # IDCEC's classifier asks for the images' shape too
     cfg.phases[name].update(settings or {"max_epochs": 1})
     model = build(cfg.model, network=case.network())
     model.configure_callbacks = lambda: [clock]  # so that fit needs no entrance for a benchmark

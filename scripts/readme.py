@@ -7,8 +7,8 @@ from tabulate import tabulate
 
 from clusterlab.errors import problem
 from clusterlab.layout import cells, render, where_settled
-from clusterlab.report import FLOAT32, START, Line, lines, of_table, settled, short
-from clusterlab.results import CONFIG, Row, find, read_records
+from clusterlab.report import FLOAT32, START, Line, lines, of_table, precision, settled, short
+from clusterlab.results import Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 RETRAIN = "phases.retrain"
@@ -105,7 +105,7 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
 
 def worth(line: Line) -> tuple[int, bool]:
     """Say how well a line is founded, whatever its scores are."""
-    return len(line.rows), line.rows[0].get(f"{CONFIG}precision") == FLOAT32
+    return len(line.rows), precision(line.rows[0]) == FLOAT32
 
 
 def settled_table(rows: Sequence[Row]) -> str:
@@ -113,7 +113,7 @@ def settled_table(rows: Sequence[Row]) -> str:
     body = []
     ours = (row for row in rows if settled(row) is not None)
     for row in sorted(ours, key=lambda row: float(row["accuracy"])):
-        told = [row[name] for name in ("data", "experiment", "config.precision", "seed")]
+        told = [row["data"], row["experiment"], precision(row), row["seed"]]
         told += ["yes" if settled(row) else "no", row["phases.retrain.epochs"]]
         body.append([*told, f"{100 * float(row['accuracy']):.1f}"])
     heads = ["data", "experiment", "precision", "seed", "settled", "epochs", "ACC"]

@@ -612,7 +612,7 @@ def test_the_summary_takes_the_better_founded_of_twins_and_few_shares(readme: Mo
     share = "config.data.labelled"
     published = [
         paper(table="sdcec_table1", model="sdcec", setting=f"data.labelled={s}", accuracy="")
-        for s in ("0", "0.03", "0.5")
+        for s in ("0", "0.03", "0.1", "0.5")
     ]
 
     def told(told_share: str, precision: str, seeds: int, accuracy: float) -> list[Row]:
@@ -624,6 +624,8 @@ def test_the_summary_takes_the_better_founded_of_twins_and_few_shares(readme: Mo
         *told("0", "32-true", 2, 0.5),
         *told("0", "bf16-mixed", 1, 0.7),
         *told("0.03", "32-true", 5, 0.8),
+        *told("0.1", "bf16-mixed", 1, 0.75),
+        *told("0.1", "", 1, 0.65),  # an old record, which does not say that it is of float32
         *told("0.5", "bf16-mixed", 2, 0.9),
         *told("0.5", "32-true", 2, 0.85),
     ]
@@ -632,6 +634,7 @@ def test_the_summary_takes_the_better_founded_of_twins_and_few_shares(readme: Mo
         found = [(line[head.index("runs")], line[head.index("ACC")]) for line in laid if line]
         assert sorted(found) == [
             ("data.labelled=0, precision=32-true", "50.0 ± 0.0"),
+            ("data.labelled=0.1, precision=none", "65.0"),
             ("data.labelled=0.5, precision=32-true", "85.0 ± 0.0"),
         ]
 

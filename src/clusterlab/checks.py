@@ -273,7 +273,7 @@ def check_network(
         network: On the CPU.
         samples: The data.
         unit_length: Whether embeddings must have length 1.
-        trained: Whether a phase trains nothing else.
+        trained: Whether a phase trains its weights and nothing else, as pretraining does.
 
     Raises:
         UserError: If it cannot, or gives back other shapes, which a loss might broadcast, or

@@ -119,6 +119,16 @@ def settled(row: Row) -> bool | None:
     return row[STOPPED] == "tolerance" if row.get(STOPPED) else None
 
 
+def precision(row: Row) -> str:
+    """Return the precision that a run was trained in; the oldest records, all float32, name none.
+
+    Example:
+        >>> precision({"config.precision": "bf16-mixed"}), precision({})
+        ('bf16-mixed', '32-true')
+    """
+    return row.get(f"{CONFIG}precision") or FLOAT32
+
+
 def scale(name: str) -> int:
     """Return by what a number of the records is multiplied to be shown: a score is in percent.
 
@@ -174,7 +184,7 @@ def _lines_of(data: str, method: str, rows: Sequence[Row], published: Sequence[R
         name = ((theirs or {}).get("setting") or "").partition("=")[0]
         if name and name not in different:  # told also where nothing else differs
             different = {name: short(name, group[0][CONFIG + name]), **different}
-        bits = group[0].get(f"{CONFIG}precision") or FLOAT32
+        bits = precision(group[0])
         if bits != FLOAT32 and "precision" not in different:
             different["trainer.precision"] = bits
         found.append(Line(data, method, tuple(group), theirs, different))
