@@ -8,7 +8,7 @@ from typing import Any
 from clusterlab.curves import before_and_after, over_setting
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.layout import FORMATS, in_words, numbers, render
-from clusterlab.report import SHORT, apart, lines, of_table, retrained, sweeps
+from clusterlab.report import POOLABLE, SHORT, lines, of_table, points_of, retrained, sweeps
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 
@@ -25,6 +25,13 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed")
     parser.add_argument("--table", help="this table of results/published.csv alone")
     parser.add_argument("--missing", action="store_true", help="also list what nobody ran")
+    parser.add_argument(
+        "--pool",
+        nargs="+",
+        default=[],
+        choices=POOLABLE,
+        help="let runs of one mean differ in this too; they are never averaged otherwise",
+    )
     parser.add_argument(
         "--also", nargs="+", default=[], help="further columns, such as phases.finetune.steps"
     )
@@ -49,7 +56,7 @@ def main() -> None:
             if not any(row.get(name) for row in rows):
                 remedy = "choose one of the head of a table that scripts/collect.py writes"
                 raise problem("a column of the records", name, remedy)
-        table = lines(rows, published, arguments.missing)
+        table = lines(rows, published, arguments.missing, arguments.pool)
     print(render(table, found.left_out, arguments.format, arguments.also), end="")
     if arguments.format == "csv":  # the notes have no place in it
         print(*found.left_out, sep="\n", file=sys.stderr, end="")
@@ -63,21 +70,7 @@ def main() -> None:
     drawn = {name: f"{label}, %" for name, label in SHORT.items()}
     drawn |= {name: in_words(name) for name in arguments.also}
     for setting, curves in sweeps(table).items():
-        points = {}
-        for curve, swept in curves.items():
-            for part, pairs in apart(swept).items():
-                points[curve + part] = [
-                    (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
-                    for value, line in pairs
-                ]
-            told = [
-                (value, {drawn[n]: (score, None) for n in SHORT if (score := line.theirs(n))})
-                for value, line in swept
-                if (line.published or {}).get("setting")
-            ]
-            if any(scores for _, scores in told):
-                points[f"{curve}, paper"] = told
-        save(over_setting(setting, points), arguments.out / f"{setting}.png")
+        save(over_setting(setting, points_of(curves, drawn)), arguments.out / f"{setting}.png")
     if before := retrained(table):
         save(before_and_after("retrain", before), arguments.out / "retrain.png")
     if arguments.wandb:

@@ -16,7 +16,18 @@ import pytest
 from clusterlab import curves
 from clusterlab.errors import UserError
 from clusterlab.layout import FORMATS, render
-from clusterlab.report import SAME, START, Line, apart, differences, lines, retrained, sweeps
+from clusterlab.report import (
+    SAME,
+    SHORT,
+    START,
+    Line,
+    apart,
+    differences,
+    lines,
+    points_of,
+    retrained,
+    sweeps,
+)
 from clusterlab.results import Row, read_records
 from conftest import script_module
 
@@ -143,6 +154,25 @@ def test_other_precision_than_float32_is_told_of_a_single_line_too() -> None:
         {"precision": "bf16-mixed"},
         {"precision": "32-true"},
     ]
+
+
+def test_a_reader_may_pool_what_it_was_computed_with() -> None:
+    gpu, other = {"device": "a GPU"}, {"commit": "e" * 40}
+    rows = [row(0), row(1, **gpu), row(2, **gpu), row(3, **gpu, **other)]
+    assert [len(line.rows) for line in lines(rows, pooled=["device"])] == [3, 1]
+    assert [len(line.rows) for line in lines(rows, pooled=["commit"])] == [1, 3]
+    (line,) = table = lines(rows, pooled=["device", "commit"])
+    assert line.ours("accuracy") == pytest.approx(
+        (81.5, 100 * np.std([0, 0.01, 0.02, 0.03], ddof=1))
+    )
+    assert line.different == {}
+    assert "Device: 3 a GPU; 1 a CPU. Revision: 3 ccccccccc; 1 eeeeeeeee." in render(table)
+    (numbers,) = csv.DictReader(io.StringIO(render(table, format="csv")))
+    assert numbers["device"] == "a CPU; a GPU"
+    again = [*rows, row(0, **gpu)]
+    assert [len(line.rows) for line in lines(again)] == [1, 3, 1]
+    with pytest.raises(UserError, match=r"seeds 0, 0, 1, 2, 3; drop one, or pool less"):
+        lines(again, pooled=["device", "commit"])
 
 
 def test_what_must_agree() -> None:
@@ -391,9 +421,9 @@ def test_a_column_of_words() -> None:
     heads = ("method", "stop reason, retrain", "reused, pretrain")
     columns = [cells(head).index(column) for column in heads]
     found = [[cells(line)[column] for column in columns] for line in told]
-    assert found == [["dcec", "2 tolerance, 1 max_epochs", "True"], ["kmeans", "", ""]]
+    assert found == [["dcec", "2 tolerance; 1 max_epochs", "True"], ["kmeans", "", ""]]
     text = io.StringIO(render(table, format="csv", also=[name, other]))
-    assert [numbers[name] for numbers in csv.DictReader(text)] == ["2 tolerance, 1 max_epochs", ""]
+    assert [numbers[name] for numbers in csv.DictReader(text)] == ["2 tolerance; 1 max_epochs", ""]
 
 
 # Before and after module B
@@ -465,6 +495,26 @@ def test_no_curve_goes_across_devices_or_revisions() -> None:
     assert list(apart(points[:2])) == [""]
     not_run = Line("usps", "dcec", (), None, {"loss.gamma": "3"})
     assert apart([(3.0, not_run)]) == {}
+
+
+def test_the_papers_curve_is_drawn_once() -> None:
+    published = [
+        paper(setting=f"loss.gamma={value}", accuracy=accuracy)
+        for value, accuracy in (("0.1", "0.5"), ("1.0", "0.6"))
+    ]
+    gpu = {"device": "a GPU"}
+    rows = [swept(0.1), swept(1.0), swept(0.1, **gpu), swept(1.0, **gpu), swept(2.0, **gpu)]
+    (curves,) = sweeps(lines(rows, published)).values()
+    points = points_of(curves, SHORT)
+    on = "dcec on usps"
+    assert list(points) == [f"{on}, device=a CPU", f"{on}, device=a GPU", f"{on}, paper"]
+    assert [value for value, _ in points[f"{on}, device=a GPU"]] == [0.1, 1.0, 2.0]
+    assert points[f"{on}, device=a CPU"][1][1]["ACC"] == pytest.approx((60, None))
+    told = [(value, scores["ACC"]) for value, scores in points[f"{on}, paper"]]
+    assert told == [(0.1, (50, None)), (1.0, (60, None))]
+    without = [paper()]  # of no setting: no curve
+    (curves,) = sweeps(lines(rows, without)).values()
+    assert len(points_of(curves, SHORT)) == 2
 
 
 def test_what_is_no_number_is_no_sweep() -> None:

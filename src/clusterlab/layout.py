@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from clusterlab.files import csv_text
 from clusterlab.metrics import SCORES
-from clusterlab.report import SAME, SHORT, Line, Score, scale, settled, short
+from clusterlab.report import SAME, SHORT, Line, Score, scale, settled
 from clusterlab.results import CONFIG
 
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
@@ -49,8 +49,8 @@ def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -
         row[name] = _shown(found, *style) if (found := line.ours(name)) else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
-        row["device"] = line.rows[0]["device"]
-        row["revision"] = short("commit", line.rows[0]["commit"])
+        row["device"] = line.words("device")
+        row["revision"] = line.words("commit")
     return row
 
 
@@ -77,7 +77,7 @@ def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
             row[name] = line.words(name)
     if line.rows:
         row["minutes"] = f"{line.minutes:.2f}"
-        row |= {name: line.rows[0].get(name, "") for name in SAME}
+        row |= {name: "; ".join(sorted({r.get(name, "") for r in line.rows})) for name in SAME}
         row |= line.different
     return row
 

@@ -13,8 +13,9 @@ from clusterlab.errors import problem
 from clusterlab.metrics import SCORES
 from clusterlab.results import CONFIG, Row
 
-# What must agree among the runs of one mean.
+# What must agree among the runs of one mean; of the last two a reader may say that they need not.
 SAME = ("settings_sha256", "data_sha256", "commit", "device")
+POOLABLE = ("commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 STOPPED = "phases.retrain.stop_reason"
@@ -56,19 +57,19 @@ class Line:
 
     def words(self, name: str) -> str:
         """Return what a column says that is no number; how often, where runs say different."""
-        counts = Counter(row[name] for row in self.rows if row.get(name))
+        counts = Counter(short(name, row[name]) for row in self.rows if row.get(name))
         if len(counts) == 1:
             return next(iter(counts))
-        return ", ".join(f"{count} {word}" for word, count in counts.most_common())
+        return "; ".join(f"{count} {word}" for word, count in counts.most_common())
 
     def theirs(self, name: str) -> float | None:
         """Return the published score in percent."""
         value = (self.published or {}).get(name)
         return 100 * float(value) if value else None
 
-    def name(self, without: str = "") -> str:
-        """Return what tells the line from others, but for one setting."""
-        told = [f"{name}={value}" for name, value in self.different.items() if name != without]
+    def name(self, without: Sequence[str] = ()) -> str:
+        """Return what tells the line from others, but for some of it."""
+        told = [f"{name}={value}" for name, value in self.different.items() if name not in without]
         return ", ".join([f"{self.method} on {self.data}", *told])
 
     @property
@@ -139,7 +140,12 @@ def scale(name: str) -> int:
     return 100 if name.rpartition(".")[2].partition("_")[0] in SCORES else 1
 
 
-def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = False) -> list[Line]:
+def lines(
+    rows: Sequence[Row],
+    published: Sequence[Row] = (),
+    missing: bool = False,
+    pooled: Sequence[str] = (),
+) -> list[Line]:
     """Put runs that differ in their seed alone into one line each, beside the published number.
 
     Lines are in the order of the published table, then by name, and by value where a setting was
@@ -151,6 +157,7 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
         published: Published numbers, see ``results/published.csv``; where several have the method
             and the data, the first for the same experiment counts, else the first.
         missing: Also give published lines that nobody ran.
+        pooled: Of ``POOLABLE``, in what the runs of a line may differ too.
 
     Raises:
         UserError: If a seed is twice in a line.
@@ -163,23 +170,27 @@ def lines(rows: Sequence[Row], published: Sequence[Row] = (), missing: bool = Fa
     table: list[Line] = []
     for data, method in [*wanted, *sorted(methods.keys() - order.keys())]:
         own = [row for row in published if (row["data"], row["model"]) == (data, method)]
-        found = _lines_of(data, method, methods.get((data, method), []), own)
+        found = _lines_of(data, method, methods.get((data, method), []), own, pooled)
         table += found
         if missing:
             table += _not_run(data, method, found, own)
     return table
 
 
-def _lines_of(data: str, method: str, rows: Sequence[Row], published: Sequence[Row]) -> list[Line]:
+def _lines_of(
+    data: str, method: str, rows: Sequence[Row], published: Sequence[Row], pooled: Sequence[str]
+) -> list[Line]:
     groups: dict[tuple[str, ...], list[Row]] = {}
+    same = [name for name in SAME if name not in pooled]
     for row in rows:
-        groups.setdefault(tuple(row.get(name, "") for name in SAME), []).append(row)
+        groups.setdefault(tuple(row.get(name, "") for name in same), []).append(row)
     told = differences([group[0] for group in groups.values()])
     found = []
     for group, different in zip(groups.values(), told, strict=True):
         seeds = sorted(int(row["seed"]) for row in group)
         if len(set(seeds)) < len(seeds):
-            raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", "drop one")
+            remedy = f"drop one{', or pool less' if pooled else ''}"
+            raise problem("one run per seed", f"seeds {', '.join(map(str, seeds))}", remedy)
         theirs = published_for(group[0], published)
         name = ((theirs or {}).get("setting") or "").partition("=")[0]
         if name and name not in different:  # told also where nothing else differs
@@ -311,8 +322,8 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
     """Find the settings that were swept: numbers in which lines of a method differ.
 
     Returns:
-        By setting and then by curve (data, method, and whatever else differs), its lines with
-        their value of the setting, ascending.
+        By setting and then by curve (data, method, and whatever else differs but revision and
+        device, see ``apart``), its lines with their value of the setting, ascending.
     """
     found: dict[str, dict[str, list[tuple[float, Line]]]] = {}
     for line in table:
@@ -320,7 +331,8 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
             if name in SAME or not math.isfinite(_number(value)):
                 continue
             curves = found.setdefault(name, {})
-            curves.setdefault(line.name(without=name), []).append((float(value), line))
+            curve = line.name(without=(name, *POOLABLE))
+            curves.setdefault(curve, []).append((float(value), line))
     swept = {}
     for name, curves in found.items():
         long = {c: sorted(p, key=lambda pair: pair[0]) for c, p in curves.items() if len(p) > 1}
@@ -347,6 +359,36 @@ def apart(swept: Sequence[tuple[float, Line]]) -> dict[str, list[tuple[float, Li
         own = [f", {name}={short(name, line.rows[0].get(name, ''))}" for name in told]
         parts.setdefault("".join(own), []).append((value, line))
     return parts
+
+
+def points_of(
+    curves: Mapping[str, Sequence[tuple[float, Line]]], drawn: Mapping[str, str]
+) -> dict[str, list[tuple[float, dict[str, Score]]]]:
+    """Return what is drawn over a setting: our curves, and one of the paper for all of a method.
+
+    Args:
+        curves: Lines with their value of the setting by curve, as ``sweeps`` has them.
+        drawn: Columns of the records to draw, and a name for each.
+
+    Returns:
+        By curve, value after value, the mean and the deviation of what there is of those columns.
+    """
+    ours: dict[str, list[tuple[float, dict[str, Score]]]] = {}
+    papers: dict[str, dict[float, dict[str, Score]]] = {}
+    for curve, swept in curves.items():
+        for part, pairs in apart(swept).items():
+            ours[curve + part] = [
+                (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
+                for value, line in pairs
+            ]
+        for value, line in swept:
+            told: dict[str, Score] = {}
+            for name in SHORT:
+                if (theirs := line.theirs(name)) is not None:
+                    told[drawn[name]] = theirs, None
+            if told and (line.published or {}).get("setting"):
+                papers.setdefault(f"{line.method} on {line.data}, paper", {})[value] = told
+    return ours | {curve: sorted(paper.items()) for curve, paper in papers.items()}
 
 
 def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]]:

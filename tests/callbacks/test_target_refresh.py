@@ -403,6 +403,23 @@ def test_a_collapse_is_told_once_and_recorded(
     assert [f"step 0: {line}" for line in trouble] == told
 
 
+def test_centers_that_nothing_was_fitted_to_are_looked_at_after_the_first_steps(
+    dcec: Make, train: Train, tiny: Samples, caplog: pytest.LogCaptureFixture
+):
+    class Given(DCEC):
+        def setup(self, stage: str) -> None:
+            super().setup(stage)
+            self.centers.requires_grad_(False)
+
+    refresh = TargetRefresh(2, 0.0)
+    with caplog.at_level(logging.WARNING, logger="clusterlab"):
+        train(collapsed(dcec(Given)), tiny, "finetune", [refresh], max_steps=4)
+    told = [r.getMessage() for r in caplog.records if r.name.startswith("clusterlab")]
+    assert [line.partition(".")[0] for line in told] == [
+        "step 2: Collapsed: cluster 3 (203 of 203 samples)"
+    ]
+
+
 def test_what_comes_and_goes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     refresh = TargetRefresh(2, 0.0)
     with caplog.at_level(logging.WARNING, logger="clusterlab"):

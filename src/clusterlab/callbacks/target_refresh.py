@@ -113,7 +113,9 @@ class TargetRefresh(Callback):
             scores["label_change"] = self.change
         self.scores = scores
         sizes, suspect = cluster_sizes(labels, n_clusters), pl_module.suspect
-        self._tell(size_trouble(sizes, suspect) + spread_trouble(z, suspect))
+        # Before the first step labels by centers that nothing was ever fitted to say nothing.
+        if self.refreshed_at or pl_module.centers.requires_grad:
+            self._tell(size_trouble(sizes, suspect) + spread_trouble(z, suspect))
         self.seconds += time.perf_counter() - start
         pl_module.log_now({f"cluster/{name}": value for name, value in scores.items()})
 
