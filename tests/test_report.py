@@ -505,16 +505,17 @@ def test_the_papers_curve_is_drawn_once() -> None:
     gpu = {"device": "a GPU"}
     rows = [swept(0.1), swept(1.0), swept(0.1, **gpu), swept(1.0, **gpu), swept(2.0, **gpu)]
     (curves,) = sweeps(lines(rows, published)).values()
-    points = points_of(curves, SHORT)
+    points, published_points = points_of(curves, SHORT)
     on = "dcec on usps"
-    assert list(points) == [f"{on}, device=a CPU", f"{on}, device=a GPU", f"{on}, paper"]
+    assert list(points) == [f"{on}, device=a CPU", f"{on}, device=a GPU"]
+    assert list(published_points) == [f"{on}, paper"]
     assert [value for value, _ in points[f"{on}, device=a GPU"]] == [0.1, 1.0, 2.0]
     assert points[f"{on}, device=a CPU"][1][1]["ACC"] == pytest.approx((60, None))
-    told = [(value, scores["ACC"]) for value, scores in points[f"{on}, paper"]]
+    told = [(value, scores["ACC"]) for value, scores in published_points[f"{on}, paper"]]
     assert told == [(0.1, (50, None)), (1.0, (60, None))]
     without = [paper()]  # of no setting: no curve
     (curves,) = sweeps(lines(rows, without)).values()
-    assert len(points_of(curves, SHORT)) == 2
+    assert points_of(curves, SHORT)[1] == {}
 
 
 def test_what_is_no_number_is_no_sweep() -> None:
@@ -543,6 +544,11 @@ def test_the_curve_over_a_setting_shows_means_and_bands() -> None:
     assert corners[:, 1].min() == 40
     assert {48.0, 52.0, 59.0, 61.0} <= set(corners[:, 1])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dcec on usps"]
+    told = {"a paper": [(0.1, {"ACC": (59.0, None)}), (3.0, {"ACC": (41.0, None)})]}
+    (axes,) = curves.over_setting("loss.gamma", {"dcec on usps": points}, told).axes
+    ours, theirs = axes.lines
+    assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
+    assert np.allclose(theirs.get_xydata(), [[0.1, 59], [3, 41]])
 
 
 @pytest.mark.parametrize("length", [5, 60])

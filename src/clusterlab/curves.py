@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,12 @@ from clusterlab.viz import PALETTE, panel_grid, style
 
 SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
 BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
+DASHED: dict[str, Any] = {
+    "color": "0.35",
+    "ls": "--",
+    "marker": "x",
+    "zorder": 3,
+}  # a paper's, above ours
 
 Row = Mapping[str, float | str | None]
 # A value of a setting, and by score its mean and deviation over seeds.
@@ -157,7 +164,11 @@ def trials(curves: Mapping[str, Sequence[NDArray[np.float64]]], score: str) -> F
 
 
 @style
-def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
+def over_setting(
+    setting: str,
+    curves: Mapping[str, Sequence[Point]],
+    published: Mapping[str, Sequence[Point]] | None = None,
+) -> Figure:
     """Draw final scores against the values of a swept setting, a panel for each score.
 
     A band spans one standard deviation over seeds to either side of the mean; without one there
@@ -166,20 +177,24 @@ def over_setting(setting: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
     Args:
         setting: Its name, such as ``loss.gamma``.
         curves: By name, each curve's points in ascending order.
+        published: The same of papers, drawn dashed.
     """
-    names = list(dict.fromkeys(n for points in curves.values() for _, s in points for n in s))
+    coloured = zip(curves.items(), cycle(PALETTE), strict=False)
+    drawn: list[Any] = [(*curve, {"color": colour}) for curve, colour in coloured]
+    drawn += [(*curve, DASHED) for curve in (published or {}).items()]
+    names = list(dict.fromkeys(n for _, points, _ in drawn for _, s in points for n in s))
     size = math.ceil(len(names) / 2) or 1, min(2, len(names)) or 1
     figure, grid = panel_grid(*size, 4.2, 3, "" if names else "Runs without labels")
-    values = sorted({x for points in curves.values() for x, _ in points})
+    values = sorted({x for _, points, _ in drawn for x, _ in points})
     least = min((x for x in values if x > 0), default=1)
     wide = values[0] >= 0 and values[-1] / least > 20
     for axes, name in zip(grid.flat, names, strict=False):
-        for (curve, points), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        for curve, points, look in drawn:
             known = [(x, *scores[name]) for x, scores in points if name in scores]
             x, y = [p[0] for p in known], np.array([p[1] for p in known])
             spread = np.array([p[2] or 0 for p in known])
-            axes.plot(x, y, marker="o", ms=4, color=colour, label=curve)
-            axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
+            axes.plot(x, y, **({"marker": "o", "ms": 4, "label": curve} | look))
+            axes.fill_between(x, y - spread, y + spread, color=look["color"], alpha=0.2, lw=0)
         if wide and values[0] > 0:
             axes.set_xscale("log")
         elif wide:  # from zero

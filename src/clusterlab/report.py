@@ -21,6 +21,7 @@ START = "phases.retrain.metrics_at_start."
 STOPPED = "phases.retrain.stop_reason"
 FLOAT32 = "32-true"  # the trainer's word for it
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
+Curves = dict[str, list[tuple[float, dict[str, Score]]]]  # by name, scores at values of a setting
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,7 @@ def apart(swept: Sequence[tuple[float, Line]]) -> dict[str, list[tuple[float, Li
 
 def points_of(
     curves: Mapping[str, Sequence[tuple[float, Line]]], drawn: Mapping[str, str]
-) -> dict[str, list[tuple[float, dict[str, Score]]]]:
+) -> tuple[Curves, Curves]:
     """Return what is drawn over a setting: our curves, and one of the paper for all of a method.
 
     Args:
@@ -371,9 +372,9 @@ def points_of(
         drawn: Columns of the records to draw, and a name for each.
 
     Returns:
-        By curve, value after value, the mean and the deviation of what there is of those columns.
+        Both by curve, value after value: mean and deviation of what there is of those columns.
     """
-    ours: dict[str, list[tuple[float, dict[str, Score]]]] = {}
+    ours: Curves = {}
     papers: dict[str, dict[float, dict[str, Score]]] = {}
     for curve, swept in curves.items():
         for part, pairs in apart(swept).items():
@@ -388,7 +389,7 @@ def points_of(
                     told[drawn[name]] = theirs, None
             if told and (line.published or {}).get("setting"):
                 papers.setdefault(f"{line.method} on {line.data}, paper", {})[value] = told
-    return ours | {curve: sorted(paper.items()) for curve, paper in papers.items()}
+    return ours, {curve: sorted(paper.items()) for curve, paper in papers.items()}
 
 
 def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]]:
