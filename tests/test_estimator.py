@@ -159,6 +159,42 @@ def test_the_labels_are_those_of_the_command_line(tmp_path: Path) -> None:
     assert np.array_equal(clusterer.cluster_centers_, centers)
 
 
+@pytest.mark.parametrize("model", ["sdcec", "cae_knn"])
+def test_known_labels_are_those_of_a_file(model: str, tmp_path: Path) -> None:
+    """Half of the samples have none; classes that no sample has start from k-means."""
+    digits = load_digits()
+    x, y = digits.images[:300] / 16, digits.target[:300]
+    y = np.where((np.arange(300) % 2 == 0) | (y > 7), -1, y)
+    np.save(tmp_path / "known.npy", y)
+    np.savez(tmp_path / "images.npz", x=x)
+    asked = (*SMALL[: 1 if model == "cae_knn" else 2], "phases.pretrain.max_epochs=1")
+    asked += ("phases.finetune.max_steps=5",) if model == "sdcec" else ()
+    file = (f"data.path={tmp_path / 'images.npz'}", f"data.labelled={tmp_path / 'known.npy'}")
+    config = composed(
+        tmp_path, f"model={model}", "data=npz", *file, "n_clusters=10", "figures=false", *asked
+    )
+    record = run(config)
+    clusterer = DeepClusterer(model, n_clusters=10, random_state=0, overrides=asked)
+    assert np.array_equal(clusterer.fit_predict(x, y.astype(float)), clusterer.labels_)
+    with np.load(tmp_path / "run" / "assignments.npz") as stored:
+        assert np.array_equal(clusterer.soft_labels_, stored["q"])
+    kept = DeepClusterer(
+        model, n_clusters=10, random_state=0, overrides=asked, output_dir=tmp_path / "kept"
+    )
+    kept.fit(x, y)
+    (result,) = (tmp_path / "kept").rglob("result.json")
+    told = json.loads(result.read_text())
+    assert told["known_sha256"] == record["known_sha256"]
+    assert told["n_known"] == (y >= 0).sum()
+    assert told["config"]["data"]["labelled"] is None
+    with pytest.raises(UserError, match="known_sha256="):  # the folder is of other labels
+        kept.fit(x, np.roll(y, 1))
+
+
+def test_other_methods_never_read_y(x: np.ndarray, fitted: DeepClusterer) -> None:
+    assert np.array_equal(quick().fit(x, "no labels").soft_labels_, fitted.soft_labels_)
+
+
 RETRAIN = ("phases.retrain.max_epochs=1", "model.classifier.filters=[4,6]")
 METHODS = {
     "dcec": {},
@@ -252,7 +288,7 @@ def test_a_kept_run_is_a_run_folder(
         ({"batch_size": 301}, "a batch size from 1 to the 300 samples"),
         ({"random_state": -1}, "a seed from 0"),
         ({"max_steps": 0}, r"a limit of 1 or more, .*finetune\.max_steps"),
-        ({"model": "sdcec"}, "labels to draw from, got none"),
+        ({"model": "sdcec"}, "y for model=sdcec, the class of each sample .*, got none; pass it"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str, x: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import numbers
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from clusterlab.cli import run_folder
+from clusterlab.data.known import given
+from clusterlab.data.samples import Samples
 from clusterlab.data.sources import array
 from clusterlab.errors import problem
 from clusterlab.isolation import composed, isolated, messages
@@ -46,8 +49,12 @@ class DeepClusterer(
 
     Samples ``X`` are images, shape ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` with c 1 or
     3, ``uint8`` or floating point in [0, 1]; or vectors, shape ``(n, d)``. All is computed in
-    ``float32``, ``float64`` input too. ``y`` is never read. Where an argument is ``None``, the
-    method's config decides, or what fits the number of samples (``clusterlab.defaults``).
+    ``float32``, ``float64`` input too. Where an argument is ``None``, the method's config decides,
+    or what fits the number of samples (``clusterlab.defaults``).
+
+    A method that learns from some labels, such as ``sdcec``, takes them as ``y``: the number of a
+    sample's class, 0 to K - 1, or -1 where it is unknown. Cluster j then is class j. Of the other
+    methods ``y`` is never read.
 
     Args:
         model: A name in ``conf/model``.
@@ -106,8 +113,8 @@ class DeepClusterer(
         self.output_dir = output_dir
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Train, and label the samples.
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Train, and label the samples, from the known labels ``y`` if the method takes such.
 
         Raises:
             UserError: If the samples or the settings are not what they must be; a ``ValueError``.
@@ -122,7 +129,8 @@ class DeepClusterer(
             isolated(),
         ):
             cfg = self._config(len(x), int(seed), folder)
-            phases = run(cfg, array(x, cfg.data.name))["phases"]
+            samples = self._told(array(x, cfg.data.name), y, cfg)
+            phases = run(cfg, samples)["phases"]
             model, made = trained(cfg.run_dir)
             with np.load(Path(cfg.run_dir) / "assignments.npz") as file:
                 self.labels_, self.soft_labels_ = file["label"], file["q"]
@@ -133,6 +141,11 @@ class DeepClusterer(
         self.stop_reason_ = phase["stop_reason"]
         self._predictor = Predictor(model, tuple(made.network.input_shape))
         return self
+
+    def fit_predict(self, X: ArrayLike, y: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Return the cluster of each sample, shape ``(n,)``; takes and raises what ``fit`` does."""
+        labels: NDArray[np.int64] = self.fit(X, y).labels_
+        return labels
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the cluster of each sample, shape ``(n,)``.
@@ -182,6 +195,17 @@ class DeepClusterer(
             remedy = "take labels_ and embedding_ of the samples it was fitted to"
             raise problem("a method that can label new samples", f"model={self.model}", remedy)
         return self._predictor, x
+
+    def _told(self, samples: Samples, y: ArrayLike | None, cfg: DictConfig) -> Samples:
+        if "labelled" not in cfg.data:
+            return samples
+        if y is not None:
+            cfg.data.labelled = None  # neither drawn nor from a file
+            return replace(samples, known=given(y, len(samples), cfg.n_clusters))
+        if cfg.data.labelled and not isinstance(cfg.data.labelled, str):
+            expected = f"y for model={self.model}, the class of each sample or -1 where unknown"
+            raise problem(expected, "none", "pass it to fit, or set overrides=['data.labelled=0']")
+        return samples
 
     def _config(self, n_samples: int, seed: int, folder: str) -> DictConfig:
         if isinstance(self.overrides, str):

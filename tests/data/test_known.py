@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clusterlab.data.known import draw
+from clusterlab.data.known import draw, given
 from clusterlab.data.known import known_labels as labels_and_names
 from clusterlab.data.samples import Samples
 from clusterlab.errors import UserError
@@ -194,3 +194,22 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: object, mes
         np.save(path, content)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         known_labels(samples(y=None), str(path), True, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1], r"y of shape \(3,\), got \(2,\); give one label a sample, -1 where it is unknown"),
+        ([[0], [1], [0]], r"y of shape \(3,\), got \(3, 1\)"),
+        ("none", r"y of shape \(3,\), got \(\)"),
+        ([0, 1, 2], "classes from 0 to 1 in y, or -1 for unknown, got 2; number them, or raise n_"),
+        ([0, 1, -2], "got -2"),
+        ([0, 1, 0.5], "got 0.5"),
+        ([0, 1, float("nan")], "got nan"),
+        (["cat", "dog", "cat"], "got 'cat'"),
+        ([0, 1, None], "got None"),
+    ],
+)
+def test_labels_of_a_program_are_numbers_of_classes(y: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        given(y, n_samples=3, n_clusters=2)  # type: ignore[arg-type]

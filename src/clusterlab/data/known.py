@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from clusterlab.data.samples import Samples
@@ -16,14 +17,14 @@ HEADS = (["file", "label"], ["index", "label"])
 
 
 def known_labels(
-    samples: Samples, labelled: float | str, stratified: bool, n_clusters: int, seed: int
+    samples: Samples, labelled: float | str | None, stratified: bool, n_clusters: int, seed: int
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return the labels that training may read, and what their classes are called.
 
     Args:
         samples: The data set.
         labelled: A share of the samples as a fraction, so many of each class as a whole number, or
-            a file of known labels, see ``read``.
+            a file of known labels, see ``read``; ``None`` where the samples came with them.
         stratified: Whether a share is drawn from each class in proportion, rather than from all
             samples at random.
         n_clusters: K.
@@ -39,7 +40,9 @@ def known_labels(
     """
     remedy = "set data.labelled to a fraction, a whole number, or a file"
     names = samples.class_names or ()
-    if isinstance(labelled, str):
+    if labelled is None and samples.known is not None:
+        known = samples.known
+    elif isinstance(labelled, str):
         known, names = read(Path(labelled).expanduser(), samples, n_clusters)
     elif isinstance(labelled, bool) or not isinstance(labelled, int | float) or not labelled >= 0:
         raise problem("labels to draw, or a file of them", f"data.labelled={labelled}", remedy)
@@ -141,6 +144,35 @@ def read(path: Path, samples: Samples, n_clusters: int) -> tuple[Tensor, tuple[s
             raise problem(f"a label of {expected}, or -1", f"'{label}' in {path}", "correct it")
         known[i] = numbers[label]
     return known, names
+
+
+def given(y: ArrayLike, n_samples: int, n_clusters: int) -> Tensor:
+    """Take known labels from a program.
+
+    Args:
+        y: The number of each sample's class, 0 to K - 1, or -1 where it is unknown; shape ``(N,)``.
+        n_samples: N.
+        n_clusters: K.
+
+    Returns:
+        The same as ``int64``.
+
+    Raises:
+        UserError: If they are anything else.
+
+    Example:
+        >>> given([1.0, -1, 0], n_samples=3, n_clusters=2)
+        tensor([ 1, -1,  0])
+    """
+    labels = np.asarray(y)
+    if labels.shape != (n_samples,):
+        remedy = "give one label a sample, -1 where it is unknown"
+        raise problem(f"y of shape ({n_samples},)", labels.shape, remedy)
+    wrong = [label for label in labels.tolist() if label not in range(UNKNOWN, n_clusters)]
+    if wrong:
+        expected = f"classes from 0 to {n_clusters - 1} in y, or -1 for unknown"
+        raise problem(expected, repr(wrong[0]), "number them, or raise n_clusters")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def is_number(text: str) -> bool:
