@@ -224,13 +224,17 @@ def test_half_a_checkpoint_does_not_stay(
 def test_going_on_by_other_code_is_told(
     asked: Callable[..., list[str]], commands: Commands, tmp_path: Path
 ) -> None:
-    """The record names the code that ended the run; each of its phases, the one that began it."""
+    """The record names the code that ended the run; each of its phases, the one that began it.
+
+    Of devices, of which a queue may give a run another, a phase names all.
+    """
     arguments = asked("killed", "checkpoint_interval=0")
     kill = KILL_AT_REPLACE.format(name=f"{TUNE}/last.ckpt", n=1, when="after", seen="")
     killed = commands.run(*arguments, before=kill)
     assert killed.code == -signal.SIGKILL
     edited = "from clusterlab import phases, record\n"
     edited += "record.code_digest = phases.code_digest = lambda cfg: 'of an edited file'\n"
+    edited += "record.device_name = phases.device_name = lambda device: 'another device'\n"
     again = commands.run(*arguments, before=edited)
     assert again.code == 0, again.stderr
     said = "is of other code than this; if the difference matters, start the run over"
@@ -238,6 +242,9 @@ def test_going_on_by_other_code_is_told(
         assert again.stderr.count(f"{what} {said} with restart=true.") == 1, again.stderr
     result = json.loads((tmp_path / "killed" / "run" / "result.json").read_text())
     assert result["code_sha256"] == "of an edited file"
+    assert result["device"] == "another device"
+    pretrained, finetuned = (phase["device"] for phase in result["phases"].values())
+    assert finetuned == f"{pretrained}, then another device"
     begun = {phase["code_sha256"] for phase in result["phases"].values()}
     assert len(begun) == 1
     assert begun != {"of an edited file"}

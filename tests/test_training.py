@@ -148,8 +148,10 @@ def test_the_record_is_the_contract(finished: Finished) -> None:
             "epochs": int,
             "steps": int,
             "stop_reason": str,
+            "device": str,
         }.items():
             assert isinstance(phase[key], kind), (name, key)
+        assert phase["device"] == record["device"]
         assert phase == json.loads((Path(cfg.run_dir) / name / "phase.json").read_text())
     assert record["seconds"] == sum(phase["seconds"] for phase in record["phases"].values())
     assert 0 <= record["phases"]["finetune"]["label_change"] <= 1

@@ -32,6 +32,7 @@ from clusterlab.files import file_digest, locked, settings_digest, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, settings_of_trainer
 from clusterlab.loggers import PhaseCsv, Row, replay
 from clusterlab.models.base import DeepClustering
+from clusterlab.record import device_name
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def place_centers(
         model.centers.copy_(model.initial_centers(model.embed_samples(samples, device)))
     seconds = time.perf_counter() - start
     log.info("%s: centers placed in %.0f s, nothing is trained.", name, seconds)
-    return {"seconds": seconds, "epochs": 0, "steps": 0, "stop_reason": "untrained"}
+    done = {"epochs": 0, "steps": 0, "stop_reason": "untrained"}
+    return {"seconds": seconds, "device": device_name(device), **done}
 
 
 def ingredients(
@@ -205,8 +207,9 @@ def fit(
     model.optimizer = build(phase.optimizer)
     data.augment = build(phase.get("augment"))
     data.subset = None
-    code = code_of(cfg, name, model)
-    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code)
+    code, device = code_of(cfg, name, model), training_device(cfg.trainer)
+    named = device_name(device)
+    checkpoint = PhaseCheckpoint(folder.last, cfg.checkpoint_interval, code, named)
     callbacks = list(build(phase.callbacks).values())
     shown = [Progress(phase.max_steps)] if cfg.progress else []
     trainer: Trainer = build(
@@ -234,6 +237,7 @@ def fit(
     record: dict[str, Any] = {
         "seconds": checkpoint.seconds,
         "code_sha256": checkpoint.code_sha256,
+        "device": ", then ".join(checkpoint.devices),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "stop_reason": "max_steps" if trainer.global_step == phase.max_steps else "max_epochs",
@@ -246,7 +250,6 @@ def fit(
     if trainer.is_global_zero:
         record["losses"] = last_losses(folder.rows(), name)
         if name == "pretrain":
-            device = training_device(cfg.trainer)
             record["reconstruction"] = model.reconstruction_error(data.samples, device)
         text = "%s: %d steps in %.0f s, stopped by %s."
         log.info(text, name, record["steps"], record["seconds"], record["stop_reason"])

@@ -20,12 +20,16 @@ class PhaseCheckpoint(Checkpoint):
         path: The file; replaced as a whole.
         interval: Least time between two files, in seconds.
         code_sha256: Digest of the code; the file keeps that of the code that began the phase.
+        device: What the phase is trained on; the file keeps all that it was, in turn.
     """
 
-    def __init__(self, path: Path, interval: float, code_sha256: str | None = None) -> None:
+    def __init__(
+        self, path: Path, interval: float, code_sha256: str | None = None, device: str = ""
+    ) -> None:
         self.path = path
         self.interval = interval
         self.code_sha256 = code_sha256
+        self.devices = [device]
         self.seconds_before = 0.0  # spent in this phase before it was resumed
         self._started = self._saved = time.perf_counter()
 
@@ -59,10 +63,13 @@ class PhaseCheckpoint(Checkpoint):
             self._saved = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Remember the time spent, and by which code the phase was begun."""
-        return {"seconds": self.seconds, "code_sha256": self.code_sha256}
+        """Remember the time spent, by which code the phase was begun, and on which devices."""
+        kept = {"code_sha256": self.code_sha256, "devices": self.devices}
+        return {"seconds": self.seconds, **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on from there."""
         self.seconds_before = state_dict["seconds"]
         self.code_sha256 = state_dict.get("code_sha256")  # not in a file of before it was kept
+        before = state_dict.get("devices", [])
+        self.devices = before if before[-1:] == self.devices else [*before, *self.devices]
