@@ -115,6 +115,13 @@ def test_mistyped_override(commands: Commands, work: Path, override: str, expect
     assert files(work) == set()
 
 
+def test_leaving_out_what_another_config_chose(commands: Commands, work: Path) -> None:
+    command = commands.run("augment@phases.finetune.augment=null", cwd=work)
+    assert command.code == 1
+    said = "Error: Expected the name of a config in conf/augment, got null; "
+    assert command.stderr == f"{said}set phases.finetune.augment=null.\n"
+
+
 def test_train_py(little_npz: Path, work: Path) -> None:
     """The script itself, in an interpreter of its own: the config, a typing error, a refusal."""
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clusterlab import sweep
-from clusterlab.errors import UserError, problem
+from clusterlab.errors import UserError, exit_on_error, problem
 from clusterlab.files import check_paths, config_folder, settings_digest
 
 # Overrides that say where and how to run, not what; they do not name a run folder.
@@ -206,8 +206,23 @@ def show(record: dict[str, Any], run_dir: Path) -> None:
             console.print(str(run_dir / path), highlight=False, soft_wrap=True)
 
 
+def check_groups(words: list[str]) -> None:
+    """Refuse ``augment@phases.finetune.augment=null``, for which Hydra has a traceback.
+
+    Raises:
+        UserError: Saying how a part of the config is left out.
+    """
+    for word in words:
+        name, _, value = word.partition("=")
+        group, at, place = name.lstrip("+").partition("@")
+        if at and value == "null":
+            raise problem(f"the name of a config in conf/{group}", "null", f"set {place}=null")
+
+
 def main() -> None:
     """Run the command line; exit with 1 if a job of a sweep failed."""
+    with exit_on_error():
+        check_groups(sys.argv[1:])
     os.environ.pop(sweep.FOLDER, None)
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "ERROR")
     job()
