@@ -49,6 +49,7 @@ SWEPT = {
     "cdc_starts": STARTED,
     "cdc_starts_of_4": STARTED,
     "sdcec_one_percent": (),
+    "sdcec_fashion_one_percent": (),
     "icae_ablation": (),
     "icae_epochs": (),
 }
