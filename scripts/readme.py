@@ -66,9 +66,7 @@ def pages() -> dict[Path, str]:
     }
     details = {}
     for name in dict.fromkeys(row["table"] for row in published):
-        chosen = of_table(rows, published, name)
-        table = lines(*chosen, missing=True, pooled=POOLED.get(name, ()))
-        details[name] = render(table, format="markdown")
+        details[name] = render(lines_of(rows, published, name, missing=True), format="markdown")
     details["idcec_settled"] = settled_table(rows)
     for name, also in SWEPT.items():
         swept = lines(read_records(results / "sweeps" / f"{name}.csv"))
@@ -91,6 +89,14 @@ def pages() -> dict[Path, str]:
     return filled
 
 
+def lines_of(
+    rows: Sequence[Row], published: Sequence[Row], name: str, missing: bool = False
+) -> list[Line]:
+    """Return the lines of one of the published tables."""
+    chosen = of_table(rows, published, name)
+    return lines(*chosen, missing=missing, pooled=POOLED.get(name, ()))
+
+
 def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
     """Lay out what was run of the methods that the published tables are of, and named after.
 
@@ -101,7 +107,7 @@ def summary_table(rows: Sequence[Row], published: Sequence[Row]) -> str:
     shown = ("data", "method", "runs", "seeds", *scores, "minutes")
     kept: dict[tuple[str, ...], Line] = {}
     for name in dict.fromkeys(row["table"] for row in published):
-        for line in lines(*of_table(rows, published, name), pooled=POOLED.get(name, ())):
+        for line in lines_of(rows, published, name):
             share = line.different.get(SHARE, FIGURE_2[0])
             if line.method != name.partition("_")[0] or share not in FIGURE_2:
                 continue

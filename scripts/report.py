@@ -70,7 +70,8 @@ def main() -> None:
     drawn = {name: f"{label}, %" for name, label in SHORT.items()}
     drawn |= {name: in_words(name) for name in arguments.also}
     for setting, curves in sweeps(table).items():
-        save(over_setting(setting, *points_of(curves, drawn)), arguments.out / f"{setting}.png")
+        points, papers = points_of(curves, drawn, arguments.pool)
+        save(over_setting(setting, points, papers), arguments.out / f"{setting}.png")
     if before := retrained(table):
         save(before_and_after("retrain", before), arguments.out / "retrain.png")
     if arguments.wandb:

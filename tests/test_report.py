@@ -513,6 +513,13 @@ def test_the_papers_curve_is_drawn_once() -> None:
     assert points[f"{on}, device=a CPU"][1][1]["ACC"] == pytest.approx((60, None))
     told = [(value, scores["ACC"]) for value, scores in published_points[f"{on}, paper"]]
     assert told == [(0.1, (50, None)), (1.0, (60, None))]
+    table = lines(
+        [*rows[:2], swept(1.0, 1, **gpu), swept(2.0, **gpu)], published, pooled=["device"]
+    )
+    ours, _ = points_of(
+        sweeps(table)["loss.gamma"], SHORT, ["device"]
+    )  # nor is a pooled one parted
+    assert {name: [value for value, _ in of] for name, of in ours.items()} == {on: [0.1, 1.0, 2.0]}
     without = [paper()]  # of no setting: no curve
     (curves,) = sweeps(lines(rows, without)).values()
     assert points_of(curves, SHORT)[1] == {}

@@ -17,12 +17,8 @@ from clusterlab.viz import PALETTE, panel_grid, style
 
 SCORES = {"ACC": "accuracy", "NMI": "nmi", "ARI": "ari", "macro-F1": "f1"}
 BEHIND = ("loss", "confidence")  # broad and grey, context of the other lines
-DASHED: dict[str, Any] = {
-    "color": "0.35",
-    "ls": "--",
-    "marker": "x",
-    "zorder": 3,
-}  # a paper's, above ours
+# A paper's curve, above ours.
+DASHED: dict[str, Any] = {"color": "0.35", "ls": "--", "marker": "x", "zorder": 3}
 
 Row = Mapping[str, float | str | None]
 # A value of a setting, and by score its mean and deviation over seeds.

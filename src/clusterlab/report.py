@@ -342,18 +342,21 @@ def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]
     return swept
 
 
-def apart(swept: Sequence[tuple[float, Line]]) -> dict[str, list[tuple[float, Line]]]:
+def apart(
+    swept: Sequence[tuple[float, Line]], pooled: Sequence[str] = ()
+) -> dict[str, list[tuple[float, Line]]]:
     """Part the lines of a swept setting by data, revision and device: no curve goes across these.
 
     Args:
         swept: Lines with their value of the setting, as ``sweeps`` has them.
+        pooled: In what the runs of a line may differ, see ``lines``; its curve goes across that.
 
     Returns:
         By what these lines have in common and the others have not, such as ``", device=a CPU"``,
         the lines that have runs.
     """
     run = [(value, line) for value, line in swept if line.rows]
-    names = [name for name in SAME if name != "settings_sha256"]
+    names = [name for name in SAME if name not in ("settings_sha256", *pooled)]
     told = [name for name in names if len({line.rows[0].get(name) for _, line in run}) > 1]
     parts: dict[str, list[tuple[float, Line]]] = {}
     for value, line in run:
@@ -363,13 +366,16 @@ def apart(swept: Sequence[tuple[float, Line]]) -> dict[str, list[tuple[float, Li
 
 
 def points_of(
-    curves: Mapping[str, Sequence[tuple[float, Line]]], drawn: Mapping[str, str]
+    curves: Mapping[str, Sequence[tuple[float, Line]]],
+    drawn: Mapping[str, str],
+    pooled: Sequence[str] = (),
 ) -> tuple[Curves, Curves]:
     """Return what is drawn over a setting: our curves, and one of the paper for all of a method.
 
     Args:
         curves: Lines with their value of the setting by curve, as ``sweeps`` has them.
         drawn: Columns of the records to draw, and a name for each.
+        pooled: See ``apart``.
 
     Returns:
         Both by curve, value after value: mean and deviation of what there is of those columns.
@@ -377,7 +383,7 @@ def points_of(
     ours: Curves = {}
     papers: dict[str, dict[float, dict[str, Score]]] = {}
     for curve, swept in curves.items():
-        for part, pairs in apart(swept).items():
+        for part, pairs in apart(swept, pooled).items():
             ours[curve + part] = [
                 (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
                 for value, line in pairs
