@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clusterlab.curves import before_and_after, over_setting
+from clusterlab.drawn import points_of, retrained, sweeps
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.layout import FORMATS, in_words, numbers, render
-from clusterlab.report import POOLABLE, SHORT, lines, of_table, points_of, retrained, sweeps
+from clusterlab.report import POOLABLE, SHORT, lines, of_table
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
 

@@ -14,20 +14,10 @@ import numpy as np
 import pytest
 
 from clusterlab import curves
+from clusterlab.drawn import apart, points_of, retrained, sweeps
 from clusterlab.errors import UserError
 from clusterlab.layout import FORMATS, render
-from clusterlab.report import (
-    SAME,
-    SHORT,
-    START,
-    Line,
-    apart,
-    differences,
-    lines,
-    points_of,
-    retrained,
-    sweeps,
-)
+from clusterlab.report import SAME, SHORT, START, Line, differences, lines
 from clusterlab.results import Row, read_records
 from conftest import script_module
 

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clusterlab.errors import problem
 from clusterlab.metrics import SCORES
 from clusterlab.results import CONFIG, Row
@@ -19,9 +16,9 @@ POOLABLE = ("commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 STOPPED = "phases.retrain.stop_reason"
+CLASS = "._target_"  # at the end of the name of what a part of the config builds
 FLOAT32 = "32-true"  # the trainer's word for it
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
-Curves = dict[str, list[tuple[float, dict[str, Score]]]]  # by name, scores at values of a setting
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def _lines_of(
         if bits != FLOAT32 and "precision" not in different:
             different["trainer.precision"] = bits
         found.append(Line(data, method, tuple(group), theirs, different))
-    return sorted(found, key=lambda line: [_number(v) for v in line.different.values()])
+    return sorted(found, key=lambda line: [number(v) for v in line.different.values()])
 
 
 def _not_run(data: str, method: str, found: Sequence[Line], published: Sequence[Row]) -> list[Line]:
@@ -235,7 +232,7 @@ def published_for(row: Row, published: Sequence[Row]) -> Row | None:
     for line in published:
         name, _, value = (line.get("setting") or "").partition("=")
         ours = row.get(CONFIG + name, "")
-        if not name or ours == value or _number(ours) == _number(value) < math.inf:
+        if not name or ours == value or number(ours) == number(value) < math.inf:
             fitting.append(line)
     same = [line for line in fitting if line["experiment"] == row.get("experiment")]
     return next(iter(same or fitting), None)
@@ -245,7 +242,7 @@ def _which(published: Row) -> tuple[str, str]:
     return published.get("setting") or "", published["experiment"]
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     """Return a number as it is and anything else as infinite, so that it comes last."""
     try:
         return float(text)
@@ -258,13 +255,16 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
 
     Experiments have names, which stand for all that varies with them. Otherwise a value that
     others are derived from is named alone: of settings that vary together, the one with the
-    shortest name. One that came with a revision, of which older records know nothing, says less
-    than the revision.
+    shortest name, and a part of the config that some have and others have not, by its own name. One
+    that came with a revision, of which older records know nothing, says less than the revision.
 
     Example:
         >>> a = {"config.loss.gamma": "0.1", "config.model.gamma": "0.1", "config.seed": "0"}
         >>> differences([a, a | {"config.loss.gamma": "1", "config.model.gamma": "1"}])
         [{'loss.gamma': '0.1'}, {'loss.gamma': '1'}]
+        >>> affine = {"config.augment._target_": "x.Affine", "config.augment.flip": "0"}
+        >>> differences([a, a | affine])
+        [{'augment': 'none'}, {'augment': 'Affine'}]
     """
     settings = {name for row in rows for name in row if name.startswith(CONFIG)}
     experiments = [row.get("experiment", "") for row in rows]
@@ -273,7 +273,8 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     found: dict[tuple[int, ...], str] = {}
     if all(experiments) and len(set(experiments)) > 1:
         found[tuple(experiments.index(name) for name in experiments)] = "experiment"
-    for name in sorted(settings, key=lambda name: (len(name), name)):
+    parts = {n for n in settings if n.endswith(CLASS) and not all(row.get(n) for row in rows)}
+    for name in sorted(settings, key=lambda name: (name not in parts, len(name), name)):
         values = [row.get(name, "") for row in rows]
         pattern = tuple(values.index(value) for value in values)
         if any(pattern):
@@ -291,7 +292,8 @@ def differences(rows: Sequence[Row]) -> list[dict[str, str]]:
     for name in SAME[::-1]:  # where those leave rows that differ in it without a difference
         if told([*names, name]) > told(names):
             names.append(name)
-    return [{n.removeprefix(CONFIG): short(n, row.get(n, "")) for n in names} for row in rows]
+    shown = {name: name.removeprefix(CONFIG).removesuffix(CLASS) for name in names}
+    return [{shown[name]: short(name, row.get(name, "")) for name in names} for row in rows]
 
 
 def _came_later(rows: Sequence[Row], name: str) -> bool:
@@ -303,9 +305,11 @@ def _came_later(rows: Sequence[Row], name: str) -> bool:
 
 
 def short(name: str, value: str) -> str:
-    """Shorten a digest or a revision, keep its ``-dirty``, and put a word for what is not there.
+    """Shorten a digest, a revision or a class, and put a word for what is not there.
 
     Example:
+        >>> short("config.network._target_", "clusterlab.networks.ConvAutoencoder")
+        'ConvAutoencoder'
         >>> short("commit", "0123456789abcdef-dirty")
         '012345678-dirty'
         >>> short("config.model.seed", "")  # that of the run
@@ -313,105 +317,9 @@ def short(name: str, value: str) -> str:
     """
     if name == f"{CONFIG}model.seed":
         return value or "seed"
+    if name.endswith(CLASS):
+        return value.rpartition(".")[2] or "none"
     if not name.endswith(("sha256", "commit")):
         return value or "none"
     digest, dirty, _ = value.partition("-dirty")
     return digest[:9] + dirty or "none"
-
-
-def sweeps(table: Sequence[Line]) -> dict[str, dict[str, list[tuple[float, Line]]]]:
-    """Find the settings that were swept: numbers in which lines of a method differ.
-
-    Returns:
-        By setting and then by curve (data, method, and whatever else differs but revision and
-        device, see ``apart``), its lines with their value of the setting, ascending.
-    """
-    found: dict[str, dict[str, list[tuple[float, Line]]]] = {}
-    for line in table:
-        for name, value in line.different.items():
-            if name in SAME or not math.isfinite(_number(value)):
-                continue
-            curves = found.setdefault(name, {})
-            curve = line.name(without=(name, *POOLABLE))
-            curves.setdefault(curve, []).append((float(value), line))
-    swept = {}
-    for name, curves in found.items():
-        long = {c: sorted(p, key=lambda pair: pair[0]) for c, p in curves.items() if len(p) > 1}
-        if long:
-            swept[name] = long
-    return swept
-
-
-def apart(
-    swept: Sequence[tuple[float, Line]], pooled: Sequence[str] = ()
-) -> dict[str, list[tuple[float, Line]]]:
-    """Part the lines of a swept setting by data, revision and device: no curve goes across these.
-
-    Args:
-        swept: Lines with their value of the setting, as ``sweeps`` has them.
-        pooled: In what the runs of a line may differ, see ``lines``; its curve goes across that.
-
-    Returns:
-        By what these lines have in common and the others have not, such as ``", device=a CPU"``,
-        the lines that have runs.
-    """
-    run = [(value, line) for value, line in swept if line.rows]
-    names = [name for name in SAME if name not in ("settings_sha256", *pooled)]
-    told = [name for name in names if len({line.rows[0].get(name) for _, line in run}) > 1]
-    parts: dict[str, list[tuple[float, Line]]] = {}
-    for value, line in run:
-        own = [f", {name}={short(name, line.rows[0].get(name, ''))}" for name in told]
-        parts.setdefault("".join(own), []).append((value, line))
-    return parts
-
-
-def points_of(
-    curves: Mapping[str, Sequence[tuple[float, Line]]],
-    drawn: Mapping[str, str],
-    pooled: Sequence[str] = (),
-) -> tuple[Curves, Curves]:
-    """Return what is drawn over a setting: our curves, and one of the paper for all of a method.
-
-    Args:
-        curves: Lines with their value of the setting by curve, as ``sweeps`` has them.
-        drawn: Columns of the records to draw, and a name for each.
-        pooled: See ``apart``.
-
-    Returns:
-        Both by curve, value after value: mean and deviation of what there is of those columns.
-    """
-    ours: Curves = {}
-    papers: dict[str, dict[float, dict[str, Score]]] = {}
-    for curve, swept in curves.items():
-        for part, pairs in apart(swept, pooled).items():
-            ours[curve + part] = [
-                (value, {label: score for n, label in drawn.items() if (score := line.ours(n))})
-                for value, line in pairs
-            ]
-        for value, line in swept:
-            told: dict[str, Score] = {}
-            for name in SHORT:
-                if (theirs := line.theirs(name)) is not None:
-                    told[drawn[name]] = theirs, None
-            if told and (line.published or {}).get("setting"):
-                papers.setdefault(f"{line.method} on {line.data}, paper", {})[value] = told
-    return ours, {curve: sorted(paper.items()) for curve, paper in papers.items()}
-
-
-def retrained(table: Sequence[Line]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Find the lines whose runs were scored before their retrain phase too.
-
-    Returns:
-        By line and then by score, what each run had before and after it, in percent; shape
-        ``(runs, 2)``.
-    """
-    found = {}
-    for line in table:
-        scores = {}
-        for name, label in SHORT.items():
-            both = [[row.get(START + name), row.get(name)] for row in line.rows]
-            if pairs := [pair for pair in both if all(pair)]:
-                scores[label] = 100 * np.array(pairs, dtype=float)
-        if scores:
-            found[line.name()] = scores
-    return found
