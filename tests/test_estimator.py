@@ -191,6 +191,12 @@ def test_known_labels_are_those_of_a_file(model: str, tmp_path: Path) -> None:
         kept.fit(x, np.roll(y, 1))
 
 
+def test_known_labels_come_from_one_place(x: np.ndarray) -> None:
+    asked = quick(model="sdcec", overrides=("data.labelled=0.1",))
+    with pytest.raises(UserError, match=r"from one place, got y and data.labelled=0.1; leave one"):
+        asked.fit(x, np.zeros(len(x), int))
+
+
 def test_other_methods_never_read_y(x: np.ndarray, fitted: DeepClusterer) -> None:
     assert np.array_equal(quick().fit(x, "no labels").soft_labels_, fitted.soft_labels_)
 

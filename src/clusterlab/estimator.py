@@ -200,6 +200,10 @@ class DeepClusterer(
         if "labelled" not in cfg.data:
             return samples
         if y is not None:
+            for override in self.overrides:
+                if override.startswith("data.labelled="):
+                    got = f"y and {override}"
+                    raise problem("known labels from one place", got, "leave one of them out")
             cfg.data.labelled = None  # neither drawn nor from a file
             return replace(samples, known=given(y, len(samples), cfg.n_clusters))
         if cfg.data.labelled and not isinstance(cfg.data.labelled, str):

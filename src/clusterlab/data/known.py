@@ -171,7 +171,7 @@ def given(y: ArrayLike, n_samples: int, n_clusters: int) -> Tensor:
     wrong = [label for label in labels.tolist() if label not in range(UNKNOWN, n_clusters)]
     if wrong:
         expected = f"classes from 0 to {n_clusters - 1} in y, or -1 for unknown"
-        raise problem(expected, repr(wrong[0]), "number them, or raise n_clusters")
+        raise problem(expected, repr(wrong[0]), "number them from 0, or raise n_clusters")
     return torch.from_numpy(labels.astype(np.int64))
 
 
