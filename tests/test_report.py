@@ -83,6 +83,10 @@ def test_the_table_says_whether_sdcec_beats_the_classifiers(knn: float, result: 
     assert "usps of experiment=sdcec_table1: sdcec beside classifiers of the same labels, " in laid
     assert f"at 2 shares: it {result}." in laid
     assert "classifiers" not in render(lines(rows[:3]))
+    other = shared("sdcec", "0.1", 0.9) | {"settings_sha256": "5" * 64, "config.loss.gamma": "1"}
+    assert f"at 2 shares: its lowest line {result}." in render(
+        lines([*rows, other, shared("cae_knn", "0.1", knn)])
+    )
     older = shared("cae_logistic", "0.1", 0.85) | {"commit": "a" * 40}
     for both in ([older, *rows], [*rows, older]):
         assert "does NOT beat cae_logistic at data.labelled=0.1" in render(lines(both))
