@@ -200,7 +200,8 @@ def check_phases(phases: DictConfig, model: DictConfig) -> None:
         if isinstance(augment, Views) and not compares_views:
             got = "views beside them, which only ICAE compares"
             raise problem(f"images to change in {name}", got, f"set {group}=affine")
-        if isinstance(augment, RandomAffine) and compares_views and model.consistency > 0:
+        # A method of one's own may compare views in one phase and not in another.
+        if isinstance(augment, RandomAffine) and compares_views and model.get("consistency", 0) > 0:
             remedy = f"set {group}=views, or loss.consistency=0"
             raise problem(f"views to compare in {name}", "images that are changed", remedy)
         starts = [c.consistent_starts for c in callbacks if isinstance(c, ClusterInit)]
