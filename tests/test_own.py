@@ -32,6 +32,37 @@ ABSOLUTE = """
 """
 
 
+# A pretrain loss of views, and a phase between the two that nobody else has.
+CONTRAST = """
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from clusterlab.models.dcec import DCEC
+
+
+class Contrast(DCEC):
+    compares_views = True
+
+    def pretrain_loss(self, batch):
+        a, b = (normalize(self.network.encode(view), dim=1) for view in batch["views"][:2])
+        return {"contrast": cross_entropy(a @ b.T / 0.2, torch.arange(len(a)))}
+
+    def shrink_loss(self, batch):
+        return {"length": self.network.encode(batch["x"]).square().sum(1).mean()}
+"""
+CONTRAST_CONFIG = """
+# @package _global_
+defaults:
+  - dcec
+  - /phase@phases.shrink: pretrain
+  - override /augment@phases.pretrain.augment: views
+  - override /augment@phases.finetune.augment: affine
+  - _self_
+model_name: contrast
+model: {_target_: contrast.Contrast}
+phases: {shrink: {max_epochs: 4}}
+"""
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder with the README's method and its config."""
@@ -112,6 +143,22 @@ def test_its_loss_is_the_papers_and_a_term_more(
     kernel = 1 / (1 + ((points[:, None] - np.diag(np.arange(10.0))) ** 2).sum(2))
     share = (kernel / kernel.sum(1, keepdims=True)).mean(0)
     assert balance == pytest.approx(0.1 * sum(s * math.log(10 * s) for s in share), rel=1e-5)
+
+
+def test_it_may_compare_views_and_have_a_phase_more(do: Callable[..., Command], own: Path) -> None:
+    (own / "contrast.py").write_text(CONTRAST)
+    (own / "model" / "contrast.yaml").write_text(CONTRAST_CONFIG)
+    record = result(do("model=contrast"))
+    assert list(record["phases"]) == ["pretrain", "finetune", "shrink"]
+    rows = read_csv(record["run_dir"] / "metrics.csv")
+    contrast = [row["pretrain/contrast"] for row in rows if "pretrain/contrast" in row]
+    assert len(contrast) == 3
+    assert contrast[2] < contrast[0] < math.log(40) + 0.1  # who cannot tell 40 apart has log 40
+    length = [row["shrink/length"] for row in rows if "shrink/length" in row]
+    assert len(length) == 4
+    assert length[3] < length[0] / 2
+    z = np.load(record["run_dir"] / "assignments.npz")["z"]
+    assert (z**2).sum(1).mean() < length[3]  # what follows the last phase is of its weights
 
 
 def test_it_is_an_estimator(own: Path, little_npz: Path, importable: None) -> None:
