@@ -32,7 +32,7 @@ ABSOLUTE = """
 """
 
 
-# A pretrain loss of views, and a phase between the two that nobody else has.
+# A pretrain loss of views, and a last phase that nobody else has.
 CONTRAST = """
 import torch
 from torch.nn.functional import cross_entropy, normalize

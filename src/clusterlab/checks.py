@@ -198,7 +198,7 @@ def check_phases(phases: DictConfig, model: DictConfig) -> None:
         callbacks, augment = build(phase.callbacks).values(), build(phase.get("augment"))
         group = f"augment@phases.{name}.augment"
         if isinstance(augment, Views) and not compares_views:
-            got = "views beside them, which only ICAE compares"
+            got = "views beside them, which the method does not compare"
             raise problem(f"images to change in {name}", got, f"set {group}=affine")
         # A method of one's own may compare views in one phase and not in another.
         if isinstance(augment, RandomAffine) and compares_views and model.get("consistency", 0) > 0:

@@ -202,7 +202,10 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: object, mes
         ([0, 1], r"y of shape \(3,\), got \(2,\); give one label a sample, -1 where it is unknown"),
         ([[0], [1], [0]], r"y of shape \(3,\), got \(3, 1\)"),
         ("none", r"y of shape \(3,\), got \(\)"),
-        ([0, 1, 2], "classes from 0 to 1 in y, or -1 for unknown, got 2; number them from 0, or"),
+        (
+            [0, 1, 2],
+            "classes from 0 to 1 in y, or -1 for unknown, got 2; number them from 0, or raise n_",
+        ),
         ([0, 1, -2], "got -2"),
         ([0, 1, 0.5], "got 0.5"),
         ([0, 1, float("nan")], "got nan"),
