@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -191,9 +192,11 @@ def test_known_labels_are_those_of_a_file(model: str, tmp_path: Path) -> None:
         kept.fit(x, np.roll(y, 1))
 
 
-def test_known_labels_come_from_one_place(x: np.ndarray) -> None:
-    asked = quick(model="sdcec", overrides=("data.labelled=0.1",))
-    with pytest.raises(UserError, match=r"from one place, got y and data.labelled=0.1; leave one"):
+@pytest.mark.parametrize("override", ["data.labelled=0.1", "++data.labelled=0.1"])
+def test_known_labels_come_from_one_place(x: np.ndarray, override: str) -> None:
+    asked = quick(model="sdcec", overrides=(override,))
+    told = rf"from one place, got y and {re.escape(override)}; leave one"
+    with pytest.raises(UserError, match=told):
         asked.fit(x, np.zeros(len(x), int))
 
 

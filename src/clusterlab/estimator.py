@@ -201,7 +201,7 @@ class DeepClusterer(
             return samples
         if y is not None:
             for override in self.overrides:
-                if override.startswith("data.labelled="):
+                if override.lstrip("+").startswith("data.labelled="):
                     got = f"y and {override}"
                     raise problem("known labels from one place", got, "leave one of them out")
             cfg.data.labelled = None  # neither drawn nor from a file
