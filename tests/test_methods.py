@@ -13,11 +13,14 @@ import pytest
 import torch
 from matplotlib.image import imread
 from omegaconf import DictConfig
+from scipy.linalg import block_diag
+from scipy.sparse import csr_array
 from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from clusterlab.errors import UserError
 from clusterlab.loggers import read_csv
+from clusterlab.models.baselines import normalised_cut
 from clusterlab.predict import load
 from clusterlab.training import run
 from conftest import composed
@@ -108,6 +111,33 @@ def test_spectral_is_scikit_learns(methods: Methods, pixels: tuple[np.ndarray, n
     assert stored["z"].std() > 0.1  # unscaled it would be 1 / sqrt(N), and q flat
     assert methods["spectral"][1]["metrics"]["nmi"] > 0.5
     assert np.array_equal(stored["q"].argmax(1), stored["label"])
+
+
+@pytest.mark.parametrize("sizes", [(60,), (30, 20, 10), (12, 12, 12, 12, 12)])
+def test_normalised_cut_has_the_eigenvectors_of_every_part(sizes: tuple[int, ...]) -> None:
+    """Against a dense solver, also where the eigenvalue 1 occurs several times."""
+    generator = np.random.default_rng(0)
+    blocks = [generator.random((size, size)) for size in sizes]
+    w = block_diag(*(block + block.T for block in blocks))
+    order = generator.permutation(60)
+    w = w[np.ix_(order, order)]
+    np.fill_diagonal(w, 0)
+    degree = w.sum(0)
+    values, vectors = np.linalg.eigh(w / np.sqrt(np.outer(degree, degree)))
+    assert (values > 1 - 1e-9).sum() == len(sizes)
+    got = np.sqrt(degree)[:, None] * normalised_cut(csr_array(w), 5, seed=0)
+    expected = vectors[:, -5:]
+    # Eigenvectors of one eigenvalue are any basis: what they span is told by their projection.
+    assert np.allclose(got @ got.T, expected @ expected.T, atol=1e-8)
+
+
+def test_the_largest_of_too_many_parts_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    w = block_diag(*(np.ones((size, size)) for size in (2, 5, 3)))
+    z = normalised_cut(csr_array(w), 2, seed=0)
+    assert "falls into 3 parts, of which the 2 largest are told apart" in caplog.text
+    assert (z[:, 0] > 0).nonzero()[0].tolist() == [2, 3, 4, 5, 6]
+    assert (z[:, 1] > 0).nonzero()[0].tolist() == [7, 8, 9]
+    assert not z[:2].any()
 
 
 @pytest.mark.parametrize(("baseline", "method"), [("cae_kmeans", "dcec"), ("sae_kmeans", "dec")])
