@@ -52,6 +52,7 @@ SWEPT = {
     "sdcec_fashion_one_percent": (),
     "icae_ablation": (),
     "icae_epochs": (),
+    "icae_equations": (),
 }
 
 
