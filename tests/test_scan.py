@@ -346,6 +346,7 @@ def test_vectors_keep_the_dimension_that_was_asked_for(
         (("seeds=many",), "seeds of 2 or more, got many"),
         (("samples=11",), "samples of 12 or more, got 11"),
         (("n_clusters=4",), "which are scanned, got n_clusters=4; drop it"),
+        (("++n_clusters=4",), "which are scanned, got n_clusters=4; drop it"),
         (("model=dcec",), "got dcec, whose phase finetune trains with K; set model=cae_kmeans"),
         (("model=none",), "settings that this model has, got "),
         (("nothing=4",), "settings that this model has, got Could not override 'nothing'"),

@@ -43,7 +43,7 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
     Raises:
         UserError: If the config is none, or the method trains with K.
     """
-    given = dict(text.partition("=")[::2] for text in overrides)
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
     if "n_clusters" in given:
         raise problem("k=2..20, which are scanned", f"n_clusters={given['n_clusters']}", "drop it")
     asked = [*overrides, f"n_clusters={fewest}", "figures=false"]
