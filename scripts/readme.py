@@ -41,7 +41,7 @@ SHARE, FIGURE_2 = "data.labelled", ("0", "0.01", "0.1", "0.5")
 POOLED = {"icae_small": POOLABLE}
 COMPUTED = ("precision", "trainer.precision", "device", "commit")
 SWEPT = {
-    "dcec_starts": ("phases.finetune.metrics_at_start.accuracy", "phases.finetune.steps"),
+    "dcec_starts": (STARTED[0], "phases.finetune.steps"),
     "idcec_lambda": (f"{RETRAIN}.n_reliable", f"{RETRAIN}.accuracy_rejected"),
     "idcec_alpha": TAUGHT,
     "idcec_beta": TAUGHT,
