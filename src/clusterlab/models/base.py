@@ -152,7 +152,7 @@ class DeepClustering(LightningModule):
             z: Its embedding, shape ``(N, d)``; on the device to work on.
         """
         with torch.no_grad():
-            return self.assign_all(z)
+            return self.to(z.device).assign_all(z)
 
     def reconstruction_error(self, samples: Samples, device: torch.device) -> float:
         """Return the mean squared error of a data set's reconstruction, pixels being in [0, 1]."""
