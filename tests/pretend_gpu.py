@@ -18,7 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 NAME = "Pretend GPU"
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # what comes of them the CPU must know
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # by indices on the CPU too
+
+
+FROM_ELSEWHERE = (torch.tensor, torch.as_tensor, torch.asarray)  # which copy what they are given
 
 
 class OnGpu:
@@ -28,6 +32,7 @@ class OnGpu:
         # Weak references, which keep an address from being given to another storage.
         self.storages: set[StorageWeakRef] = set()
         self.new = False  # whether what is made of nothing, inside a function, belongs there
+        self.waits = 0  # how often the CPU waited for the GPU
 
     def __contains__(self, x: Tensor) -> bool:
         return StorageWeakRef(x.untyped_storage()) in self.storages
@@ -39,6 +44,7 @@ class OnGpu:
     def moved(self, x: Tensor, on_gpu: bool) -> Tensor:
         if (x in self) == on_gpu:
             return x
+        self.waits += 1
         copy = x.clone()
         self.put(copy, on_gpu)
         return copy
@@ -63,6 +69,7 @@ class Operations(TorchDispatchMode):
             places = ", ".join(str(GPU if on else CPU) for on in there)
             raise RuntimeError(f"Expected all tensors to be on the same device, got {places}")
         made = func(*args, **(kwargs or {}))
+        self.on_gpu.waits += any(there) and name in WAITS
         if any(there) or (not given and self.on_gpu.new):
             for x in tree_leaves(made):
                 if isinstance(x, Tensor):
@@ -97,7 +104,11 @@ class Functions(TorchFunctionMode):
         on_gpu = torch.device(kwargs["device"]).type == GPU.type
         if on_gpu and kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a '{GPU}' device type for generator but found '{CPU}'")
-        return self.on_gpu.moved(func(*args, **{**kwargs, "device": CPU}), on_gpu)
+        made = func(*args, **{**kwargs, "device": CPU})
+        if made in self.on_gpu or func in FROM_ELSEWHERE:
+            return self.on_gpu.moved(made, on_gpu)
+        self.on_gpu.put(made, on_gpu)
+        return made
 
     def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args and isinstance(args[0], Tensor):  # the type and the device of another
@@ -109,8 +120,11 @@ class Functions(TorchFunctionMode):
         return x if device is None else self.on_gpu.moved(x, device.type == GPU.type)
 
 
+ON_GPU = OnGpu()  # also of tensors that are kept from one test to another
+
+
 @contextmanager
-def pretend_gpu() -> Iterator[None]:
+def pretend_gpu() -> Iterator[OnGpu]:
     """Let PyTorch find one GPU, with autocast as on a CPU."""
     autocast = torch.autocast
 
@@ -128,9 +142,8 @@ def pretend_gpu() -> Iterator[None]:
         "set_device": None,
         "empty_cache": None,
     }
-    on_gpu = OnGpu()
-    with pytest.MonkeyPatch.context() as patch, Operations(on_gpu), Functions(on_gpu):
+    with pytest.MonkeyPatch.context() as patch, Operations(ON_GPU), Functions(ON_GPU):
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         patch.setattr(torch, "autocast", on_cpu)
-        yield
+        yield ON_GPU

@@ -135,6 +135,21 @@ def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(
         assert np.array_equal(resumed[key], array), key
 
 
+@pytest.mark.parametrize("method", ["dcec", "sdcec", "cdc", "idcec", "icae"])
+def test_no_step_makes_the_cpu_wait_for_the_gpu(method: str, made: Callable[..., Any]) -> None:
+    """What waits does so once an epoch or a refresh: twice the steps in these, no more waits."""
+    asked = ["trainer=gpu", "trainer.precision=32-true", "phases.finetune.update_interval=1000"]
+    asked += ["phases.finetune.max_steps=-1", "phases.finetune.max_epochs=2"]
+    waits = []
+    for size in (40, 20):
+        with pretend_gpu() as gpu:
+            before = gpu.waits
+            record, _ = made(f"batches of {size}", method, *asked, f"data.batch_size={size}")
+            waits.append(gpu.waits - before)
+        assert {phase["steps"] for phase in record["phases"].values()} == {2 * 200 // size}
+    assert 0 < waits[1] <= waits[0]
+
+
 def test_a_gpu_trains_in_bf16(made: Callable[..., Any]) -> None:
     _, stored = made("cpu", "dcec", "trainer=cpu", "trainer.precision=bf16-mixed")
     with pretend_gpu():

@@ -115,8 +115,10 @@ class Batches:
             generator = torch.Generator().manual_seed(seed)
             n_samples, _, height, width = self.x.shape
             maps = self.augment.maps(n_samples, height, width, generator).to(self.x.device)
-        for index in self.sampler:
-            index = index.to(self.x.device, non_blocking=True)
+        cuts = list(self.sampler)
+        # All at once: a GPU's work would stop for every one that comes from the CPU.
+        indices = torch.cat(cuts).to(self.x.device)
+        for index in torch.split(indices, [len(cut) for cut in cuts]):
             batch = {"index": index, "x": as_float(self.x[index])}
             if maps is not None and self.augment is not None:
                 batch |= self.augment.change(batch["x"], maps[index])

@@ -1,5 +1,7 @@
 """ICAE: an embedding drawn to centers that were placed before, by what its samples look like."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -11,9 +13,7 @@ from clusterlab.models.base import DeepClustering
 from clusterlab.networks import Autoencoder
 from clusterlab.seeding import derive_seed
 
-SOBEL = torch.tensor(  # G_x and G_y
-    [[[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], [[-1, -2, -1], [0, 0, 0], [1, 2, 1]]]
-)
+SOBEL = [[[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], [[-1, -2, -1], [0, 0, 0], [1, 2, 1]]]  # G_x, G_y
 
 
 class ICAE(DeepClustering):
@@ -214,5 +214,10 @@ def _edges(x: Tensor) -> Tensor:
     Not at the border: what lies beyond it would be an edge, and another one for images in [-1, 1].
     """
     b, c, h, w = x.shape
-    edges = conv2d(x.reshape(b * c, 1, h, w), SOBEL.to(x)[:, None])
+    edges = conv2d(x.reshape(b * c, 1, h, w), _sobel(x.dtype, x.device))
     return edges.view(b, c, 2, h - 2, w - 2).transpose(1, 2)
+
+
+@cache  # a GPU's work would stop for a copy from the CPU
+def _sobel(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(SOBEL, dtype=dtype, device=device)[:, None]
