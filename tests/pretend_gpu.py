@@ -20,8 +20,6 @@ NAME = "Pretend GPU"
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select")  # what comes of them the CPU must know
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # by indices on the CPU too
-
-
 FROM_ELSEWHERE = (torch.tensor, torch.as_tensor, torch.asarray)  # which copy what they are given
 
 
@@ -50,17 +48,16 @@ class OnGpu:
         return copy
 
 
+ON_GPU = OnGpu()  # also of tensors that are kept from one test to the next
+
+
 class Operations(TorchDispatchMode):
     """Refuse tensors of two devices, and leave what is made where it is made."""
-
-    def __init__(self, on_gpu: OnGpu) -> None:
-        super().__init__()
-        self.on_gpu = on_gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = [x in self.on_gpu for x in given]
+        there = [x in ON_GPU for x in given]
         if name == "copy_":  # from one device to the other
             return func(*args, **(kwargs or {}))
         # A number on the CPU goes with any tensor.
@@ -69,58 +66,51 @@ class Operations(TorchDispatchMode):
             places = ", ".join(str(GPU if on else CPU) for on in there)
             raise RuntimeError(f"Expected all tensors to be on the same device, got {places}")
         made = func(*args, **(kwargs or {}))
-        self.on_gpu.waits += any(there) and name in WAITS
-        if any(there) or (not given and self.on_gpu.new):
+        ON_GPU.waits += any(there) and name in WAITS
+        if any(there) or (not given and ON_GPU.new):
             for x in tree_leaves(made):
                 if isinstance(x, Tensor):
-                    self.on_gpu.put(x, True)
+                    ON_GPU.put(x, True)
         return made
 
 
 class Functions(TorchFunctionMode):
     """Put tensors where they are asked to be, and tell where they are."""
 
-    def __init__(self, on_gpu: OnGpu) -> None:
-        super().__init__()
-        self.on_gpu = on_gpu
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func == Tensor.device.__get__:
-            return GPU if args[0] in self.on_gpu else CPU
-        if func in (Tensor.numpy, Tensor.__array__) and args[0] in self.on_gpu:
+            return GPU if args[0] in ON_GPU else CPU
+        if func in (Tensor.numpy, Tensor.__array__) and args[0] in ON_GPU:
             raise TypeError(f"can't convert {GPU} device type tensor to numpy")
         if func == Tensor.cpu:
-            return self.on_gpu.moved(args[0], False)
+            return ON_GPU.moved(args[0], False)
         if func == Tensor.to:
             return self.to(*args, **kwargs)
         if kwargs.get("device") is None:
             given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-            self.on_gpu.new = any(x in self.on_gpu for x in given)
+            ON_GPU.new = any(x in ON_GPU for x in given)
             try:
                 return func(*args, **kwargs)
             finally:
-                self.on_gpu.new = False
+                ON_GPU.new = False
         on_gpu = torch.device(kwargs["device"]).type == GPU.type
         if on_gpu and kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a '{GPU}' device type for generator but found '{CPU}'")
         made = func(*args, **{**kwargs, "device": CPU})
-        if made in self.on_gpu or func in FROM_ELSEWHERE:
-            return self.on_gpu.moved(made, on_gpu)
-        self.on_gpu.put(made, on_gpu)
+        if made in ON_GPU or func in FROM_ELSEWHERE:
+            return ON_GPU.moved(made, on_gpu)
+        ON_GPU.put(made, on_gpu)
         return made
 
     def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args and isinstance(args[0], Tensor):  # the type and the device of another
-            return self.on_gpu.moved(x.to(args[0].dtype), args[0] in self.on_gpu)
+            return ON_GPU.moved(x.to(args[0].dtype), args[0] in ON_GPU)
         device, dtype, _, form = torch._C._nn._parse_to(*args, **kwargs)
         if form is not None:
             x = x.contiguous(memory_format=form)
         x = x if dtype is None else x.to(dtype)
-        return x if device is None else self.on_gpu.moved(x, device.type == GPU.type)
-
-
-ON_GPU = OnGpu()  # also of tensors that are kept from one test to another
+        return x if device is None else ON_GPU.moved(x, device.type == GPU.type)
 
 
 @contextmanager
@@ -142,7 +132,7 @@ def pretend_gpu() -> Iterator[OnGpu]:
         "set_device": None,
         "empty_cache": None,
     }
-    with pytest.MonkeyPatch.context() as patch, Operations(ON_GPU), Functions(ON_GPU):
+    with pytest.MonkeyPatch.context() as patch, Operations(), Functions():
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         patch.setattr(torch, "autocast", on_cpu)

@@ -20,9 +20,11 @@ Compose = Callable[..., DictConfig]
 
 def test_the_pretended_gpu_refuses_what_a_gpu_does() -> None:
     x, layer = torch.rand(3, 4), torch.nn.Linear(4, 2)
-    with pretend_gpu():
-        there = x.to("cuda")
+    with pretend_gpu() as gpu:
+        there, before = x.to("cuda"), gpu.waits
         assert (there.device, x.device, there.cpu().device) == (GPU, CPU, CPU)
+        assert there.square().sum().item() == x.square().sum().item()
+        assert gpu.waits - before == 2  # for a copy and for a number
         for mixed in (
             lambda: there + x,
             lambda: layer(there),
