@@ -54,6 +54,7 @@ SWEPT = {
     "icae_ablation": (),
     "icae_epochs": (),
     "icae_equations": (),
+    "icae_size": (),
 }
 
 
