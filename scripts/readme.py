@@ -55,6 +55,7 @@ SWEPT = {
     "icae_epochs": (),
     "icae_equations": (),
     "icae_size": (),
+    "icae_size_longer": (),
 }
 
 
