@@ -184,6 +184,17 @@ LITTLE_IDCEC = (
 )
 
 
+# The papers' methods with networks as small
+SMALL = ("network.filters=[4,6,8]",)
+MODELS = {
+    "dcec": SMALL,
+    "sdcec": (*SMALL, "data.labelled=5"),
+    "idcec": (*SMALL, "model.classifier.filters=[4,6]", "phases.retrain.max_epochs=3"),
+    "cdc": ("network.hidden=[20,30]",),
+    "icae": (*SMALL, "network.embedding_dim=6"),
+}
+
+
 @pytest.fixture(scope="session")
 def little_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five sorts of digits, 200 images of 8 x 8, with their labels."""

@@ -59,6 +59,7 @@ class Operations(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         there = [x in ON_GPU for x in given]
         if name == "copy_":  # from one device to the other
+            ON_GPU.waits += len(set(there)) > 1
             return func(*args, **(kwargs or {}))
         # A number on the CPU goes with any tensor.
         apart = any(there) and not all(on for on, x in zip(there, given, strict=True) if x.ndim)
@@ -66,7 +67,8 @@ class Operations(TorchDispatchMode):
             places = ", ".join(str(GPU if on else CPU) for on in there)
             raise RuntimeError(f"Expected all tensors to be on the same device, got {places}")
         made = func(*args, **(kwargs or {}))
-        ON_GPU.waits += any(there) and name in WAITS
+        masks = name in INDEXED and any(x.dtype == torch.bool for x in given[1:])
+        ON_GPU.waits += any(there) and (masks or name in WAITS)
         if any(there) or (not given and ON_GPU.new):
             for x in tree_leaves(made):
                 if isinstance(x, Tensor):

@@ -29,7 +29,7 @@ from clusterlab.metrics import contingency, match
 from clusterlab.models.dcec import DCEC
 from clusterlab.networks import ConvAutoencoder
 from clusterlab.training import run
-from conftest import composed
+from conftest import MODELS, composed
 from reference import dec_numpy
 
 ROOT = Path(__file__).parents[1]
@@ -251,15 +251,6 @@ def test_the_command_line_on_two_processes(tmp_path: Path):
 
 
 # Each model on two processes
-
-SMALL = ("network.filters=[4,6,8]",)
-MODELS = {
-    "dcec": SMALL,
-    "sdcec": (*SMALL, "data.labelled=5"),
-    "idcec": (*SMALL, "model.classifier.filters=[4,6]", "phases.retrain.max_epochs=3"),
-    "cdc": ("network.hidden=[20,30]",),
-    "icae": (*SMALL, "network.embedding_dim=6"),
-}
 
 
 class KeepRank(Callback):

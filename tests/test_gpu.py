@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from clusterlab.callbacks import PhaseCheckpoint
 from clusterlab.models.base import DeepClustering
 from clusterlab.training import run
+from conftest import MODELS
 from pretend_gpu import CPU, GPU, NAME, pretend_gpu
 
 Compose = Callable[..., DictConfig]
@@ -51,7 +52,6 @@ FINETUNE = (
     "phases.finetune.tolerance=0",
 )
 BOTH = (*PRETRAIN, *FINETUNE, "model.n_init=2")
-CAE = ("network.filters=[4,8,16]",)
 HISTORIES = tuple(
     f"+phases.finetune.callbacks.{name}={{_target_:clusterlab.callbacks.{name},interval:5}}"
     for name in ("EmbeddingHistory", "CenterHistory")
@@ -59,18 +59,17 @@ HISTORIES = tuple(
 METHODS = {
     "kmeans": (),
     "spectral": (),
-    "sae_kmeans": ("network.hidden=[20,30]", *PRETRAIN),
-    "idec": ("network.hidden=[20,30]", *BOTH),
-    "dcec": (*CAE, *BOTH),
-    "sdcec": (*CAE, *BOTH, "data.labelled=3"),
-    "cae_knn": (*CAE, *PRETRAIN, "data.labelled=3"),
-    "cdc": ("network.hidden=[20,30]", *BOTH),
+    "sae_kmeans": (*MODELS["cdc"], *PRETRAIN),
+    "idec": (*MODELS["cdc"], *BOTH),
+    "cae_knn": (*MODELS["sdcec"], *PRETRAIN),
+    "dcec": (*MODELS["dcec"], *BOTH),
+    "sdcec": (*MODELS["sdcec"], *BOTH),
+    "cdc": (*MODELS["cdc"], *BOTH),
     "idcec": (
-        *("network.filters=[4,6,8]", "model.classifier.filters=[4,6]", *BOTH),
-        *("phases.retrain.max_epochs=2", "phases.retrain.tolerance=0"),
+        *(*MODELS["idcec"], *BOTH, "phases.retrain.max_epochs=2", "phases.retrain.tolerance=0"),
         "+phases.finetune.callbacks.cluster_init.consistent_starts=3",
     ),
-    "icae": ("network=residual_small", "network.filters=[4,6,8]", *FINETUNE),
+    "icae": (*MODELS["icae"], *FINETUNE),
 }
 
 
