@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -237,6 +239,17 @@ def cost(case: Case, rounds: int, measure: str, changed: list[str], base: list[s
     return case.row(measure, value, "CPU ratio", rounds)
 
 
+def memory_given_back(case: Case, rounds: int, name: str) -> Row:
+    """Return how many times longer the first phase takes if freed memory goes to the system."""
+    phase, seen = str(next(iter(case.cfg.phases))), []
+    for _ in range(rounds + 1):
+        kept = fit_phase(case, phase).seconds["CPU"]
+        with patch("clusterlab.phases.kept_memory", nullcontext):
+            seen.append(fit_phase(case, phase).seconds["CPU"] / kept)
+    value = median(seen[1:])
+    return case.row(f"{name}, memory given back / kept", value, "CPU ratio", rounds)
+
+
 def peak_memory(case: Case) -> list[Row]:
     """Pretrain 5 steps and finetune 1 with its refreshes, in a process of its own."""
     if "--memory" not in sys.argv:
@@ -266,12 +279,15 @@ def main() -> None:
         # k-means is not measured, and in random data it searches for long.
         cfg = compose("train", ["data=mnist", "model.n_init=1", "phases.finetune.tolerance=0"])
         others = {m: compose("train", ["data=mnist", f"model={m}"]) for m in ("idcec", "cdc")}
+        small = ["data=mnist", "model=icae", "network=residual_small"]
+        others["icae"] = compose("train", small)
 
     usps = Case(cfg, 2_560 if quick else 9_298, side=16)
     mnist = Case(cfg, 1_280 if quick else 2_560, side=28)
     near_empty = Case(cfg, 4_800 if quick else 16_000, side=8, batch_size=16, near_empty=True)
     idcec = replace(mnist, cfg=others["idcec"])
     cdc = replace(mnist, cfg=others["cdc"], batch_size=others["cdc"].data.batch_size)
+    icae = replace(mnist, cfg=others["icae"], n_samples=mnist.n_samples // 2)  # six images each
     all_of_mnist = Case(cfg, 70_000, side=28)
     rows = peak_memory(all_of_mnist)  # first: a process inherits the peak of the one that starts it
     rows += [row for case in (usps, mnist, near_empty) for row in compare(case, rounds)]
@@ -280,6 +296,8 @@ def main() -> None:
     for name, case in {"DCEC": mnist, "IDCEC": idcec, "CDC": cdc}.items():
         measure = f"{name} pretrain in bf16 / in float32"
         rows.append(cost(case, rounds, measure, ["trainer.precision=bf16-mixed"], []))
+    for name, case in {"DCEC pretrain": mnist, "ICAE": icae}.items():
+        rows.append(memory_given_back(case, max(rounds // 3, 1), name))
     rows += refresh_share(usps, 20 if quick else 2 * T)
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 

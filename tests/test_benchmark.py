@@ -1,6 +1,8 @@
 """The two programs that measure speed still measure: on a few small images, for seconds."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from conftest import composed, script_module
 benchmark, scaling = script_module("benchmark"), script_module("scaling")
 
 
-def case(folder: Path, *overrides: str, n_samples: int = 48, near_empty: bool = False) -> object:
+def case(folder: Path, *overrides: str, n_samples: int = 48, near_empty: bool = False) -> Any:
     cfg = composed(
         folder, "data=mnist", "model.n_init=1", "phases.finetune.tolerance=0", *overrides
     )
@@ -41,6 +43,14 @@ def test_a_fixed_cost_is_of_milliseconds(tmp_path: Path) -> None:
 def test_each_method_is_compared_with_itself(tmp_path: Path, method: str) -> None:
     row = benchmark.cost(case(tmp_path, f"model={method}"), 1, "twice", [], [])
     assert 0.1 < float(row["value"]) < 10
+
+
+def test_the_first_phase_is_measured_without_its_memory(tmp_path: Path) -> None:
+    icae = composed(tmp_path, "data=mnist", "model=icae", "network=residual_small")
+    for measured in (case(tmp_path), replace(case(tmp_path), cfg=icae)):
+        row = benchmark.memory_given_back(measured, 1, "it")
+        assert row["measure"] == "it, memory given back / kept"
+        assert 0.1 < float(row["value"]) < 10
 
 
 def test_the_share_of_refreshes_is_of_a_refresh_and_its_steps(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from clusterlab.errors import problem
 from clusterlab.files import file_digest, locked, settings_digest, write_json
 from clusterlab.folders import PhaseFolder, load_checkpoint, load_network, settings_of_trainer
 from clusterlab.loggers import PhaseCsv, Row, replay
+from clusterlab.memory import kept_memory
 from clusterlab.models.base import DeepClustering
 from clusterlab.record import device_name
 
@@ -226,7 +227,8 @@ def fit(
         tell_other_code(code, own.get("code_sha256"), f"begun {name} phase", START_OVER)
         replay([row for row in folder.rows() if row["step"] <= step], loggers)
     try:
-        trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
+        with kept_memory():
+            trainer.fit(model, data, ckpt_path=folder.last if resumed else None)
     except RuntimeError as error:
         lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError)
         if not lost:
