@@ -68,10 +68,14 @@ def scalars(record: dict[str, Any], prefix: str = "") -> Row:
 def settings_row(settings: Any, name: str = CONFIG) -> Row:
     """Flatten settings, lists included, into the columns ``config.<name>``.
 
+    The names are those of the command line: parts in a list are numbered, ``views.0.degrees``.
+
     Example:
-        >>> settings_row({"loss": {"gamma": 0.1}, "filters": [32, 64]})
-        {'config.loss.gamma': '0.1', 'config.filters': '[32, 64]'}
+        >>> settings_row({"loss": {"gamma": 0.1}, "filters": [32, 64], "views": [{"shear": 10}]})
+        {'config.loss.gamma': '0.1', 'config.filters': '[32, 64]', 'config.views.0.shear': '10'}
     """
+    if isinstance(settings, list) and any(isinstance(part, dict) for part in settings):
+        settings = dict(enumerate(settings))
     if not isinstance(settings, dict):
         return {name.rstrip("."): "" if settings is None else str(settings)}
     flat: Row = {}
