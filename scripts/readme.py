@@ -56,6 +56,8 @@ SWEPT = {
     "icae_equations": (),
     "icae_size": (),
     "icae_size_longer": (),
+    "icae_longer": ("phases.finetune.steps",),
+    "icae_views": (),
 }
 
 
