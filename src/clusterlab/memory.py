@@ -11,7 +11,7 @@ MIB = 2**20
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keep freed memory for the next tensors of the same step instead of giving it back.
+    """Keep the memory that a step frees for the next one instead of giving it back.
 
     glibc gives large blocks back to the system as soon as they are free, which hands them out
     again in pages of 4 KiB, each zeroed at its first use. Training frees and allocates the same
