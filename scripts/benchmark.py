@@ -240,7 +240,10 @@ def cost(case: Case, rounds: int, measure: str, changed: list[str], base: list[s
 
 
 def memory_given_back(case: Case, rounds: int, name: str) -> Row:
-    """Return how many times longer the first phase takes if freed memory goes to the system."""
+    """Return how many times longer the first phase takes if freed memory goes to the system.
+
+    By the thresholds that ``kept_memory`` leaves: glibc's own, in a new process, give back more.
+    """
     phase, seen = str(next(iter(case.cfg.phases))), []
     for _ in range(rounds + 1):
         kept = fit_phase(case, phase).seconds["CPU"]
