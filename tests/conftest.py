@@ -253,7 +253,8 @@ def little(compose: Callable[..., DictConfig], little_npz: Path) -> Callable[...
 def own_method(folder: Path) -> Path:
     """Write the method of one's own that the README shows into ``folder/mine``."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for name, text in re.findall(r"```\w+\n# (mine/\S+)\n(.*?)```", readme, re.DOTALL):
+    for text in re.findall(r"```\w+\n(#.*?)```", readme, re.DOTALL):
+        (name,) = re.findall(r"^# (mine/\S+)$", text, re.MULTILINE)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

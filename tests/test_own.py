@@ -183,6 +183,21 @@ def test_where_it_is_missing_is_told(do: Callable[..., Command], tmp_path: Path)
     assert line.endswith("or name the folder of your own code in PYTHONPATH.")
 
 
+@pytest.mark.parametrize("group", ["model", "experiment", "sweep"])
+def test_a_config_that_is_not_global_is_told(
+    do: Callable[..., Command], own: Path, group: str
+) -> None:
+    # Hydra looks for the line in a file's first ones only, and for an experiment says nothing.
+    path = own / group / "late.yaml"
+    path.parent.mkdir(exist_ok=True)
+    base = "defaults: [dcec, _self_]\n" if group == "model" else ""
+    path.write_text(f"# late\n# @package _global_\n{base}model_name: late\n")
+    command = do(f"{group}=late")
+    told = f"Error: Expected the first line of the file that {group}= names to be # @package"
+    assert command.code == 1
+    assert told in command.stderr
+
+
 def test_a_failed_job_is_repeated_with_its_folder(do: Callable[..., Command], own: Path) -> None:
     command = do("model=mine", "loss.gamma=-1", sweep=True)
     assert command.code == 1, command.stderr

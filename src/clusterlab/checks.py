@@ -127,6 +127,25 @@ def check_choices(cfg: DictConfig) -> None:
             raise problem(f"{' or '.join(words)} as {key}", f"{value!r}", f"set {key}={words[0]}")
 
 
+def check_places(cfg: DictConfig) -> None:
+    """Refuse a config of a user's own whose values Hydra put under its group's name.
+
+    Those of an experiment or a sweep nobody reads there: the run would be another, without a word.
+
+    Raises:
+        UserError: Naming the line that the file lacks.
+    """
+    misplaced = {
+        "experiment": "experiment" in cfg,
+        "sweep": "sweep" in cfg,
+        "model": "model" in cfg.model or "model_name" in cfg.model,
+    }
+    for group, wrong in misplaced.items():
+        if wrong:
+            expected = f"the first line of the file that {group}= names to be # @package _global_"
+            raise problem(expected, f"its values under {group}", "put that line before all others")
+
+
 def check_program(cfg: DictConfig) -> None:
     """Refuse values that say how to run and not what.
 

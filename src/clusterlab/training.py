@@ -22,6 +22,7 @@ from clusterlab.checks import (
     check_choices,
     check_network,
     check_phases,
+    check_places,
     check_precision,
     check_program,
     check_seed,
@@ -72,6 +73,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
         UserError: If config, data, checkpoint or folder are not what they must be.
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    check_places(cfg)
     for name in [name for name, phase in cfg.phases.items() if phase is None]:
         del cfg.phases[name]  # a model's word that it has no such phase
     device = training_device(cfg.trainer)
