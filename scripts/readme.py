@@ -36,6 +36,8 @@ STARTED = (
     "phases.finetune.losses.loss",
     "label_free.silhouette",
 )
+# How near the embeddings of an image's views are, and when.
+VIEWS = ("phases.finetune.losses.consistency", "phases.finetune.steps")
 SHARE, FIGURE_2 = "data.labelled", ("0", "0.01", "0.1", "0.5")
 # Tables of a method whose seeds differ more than any two machines do, a seed here and a seed there.
 POOLED = {"icae_small": POOLABLE}
@@ -58,6 +60,8 @@ SWEPT = {
     "icae_size_longer": (),
     "icae_longer": ("phases.finetune.steps",),
     "icae_views": (),
+    "icae_settings": VIEWS,
+    "icae_truth": ("phases.finetune.metrics_at_start.accuracy", *VIEWS),
 }
 
 

@@ -251,9 +251,10 @@ def little(compose: Callable[..., DictConfig], little_npz: Path) -> Callable[...
 
 
 def own_method(folder: Path) -> Path:
-    """Write the method of one's own that the README shows into ``folder/mine``."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for text in re.findall(r"```\w+\n(#.*?)```", readme, re.DOTALL):
+    """Write the methods of one's own that the README and the results show into ``folder/mine``."""
+    pages = [Path(__file__).parents[1] / page for page in ("README.md", "docs/results.md")]
+    shown = "".join(page.read_text() for page in pages)
+    for text in re.findall(r"^```\w+\n(#.*?)^```$", shown, re.DOTALL | re.MULTILINE):
         (name,) = re.findall(r"^# (mine/\S+)$", text, re.MULTILINE)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -161,6 +161,23 @@ def test_it_may_compare_views_and_have_a_phase_more(do: Callable[..., Command], 
     assert (z**2).sum(1).mean() < length[3]  # what follows the last phase is of its weights
 
 
+def test_a_start_that_labels_guide_is_where_the_next_run_begins(
+    commands: Commands, own: Path, little_npz: Path, tmp_path: Path
+) -> None:
+    little = ("data=npz", f"data.path={little_npz}", "n_clusters=5", "data.batch_size=40")
+    little += ("network.filters=[4,6,8]", "network.embedding_dim=6", "trainer=cpu", "figures=false")
+    before = f"import sys; sys.path.insert(0, {str(own)!r})"
+    place = tmp_path / "guided"
+    told = ("model=guided", "phases.finetune.max_epochs=40", f"run_dir={place}")
+    guided = result(commands.run("--config-dir", str(own), *little, *told, before=before))
+    assert guided["metrics"]["accuracy"] > 0.9
+
+    start = ("phases.finetune.max_epochs=1", f"init_from={place}/finetune/weights.ckpt")
+    free = result(commands.run(*little, "model=icae", f"run_dir={tmp_path / 'free'}", *start))
+    # The same seed has the same centers.
+    assert free["phases"]["finetune"]["metrics_at_start"].items() >= guided["metrics"].items()
+
+
 def test_it_is_an_estimator(own: Path, little_npz: Path, importable: None) -> None:
     images = np.load(little_npz)["x"]
     overrides = ["network.filters=[4,8,16]"]

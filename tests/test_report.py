@@ -349,6 +349,24 @@ def test_markdown() -> None:
     assert left_out == "- failed: x: y"
 
 
+def test_what_most_lines_have_in_common_is_said_once() -> None:
+    usual = {"config.loss.gamma": "0.1", "config.model.n_init": "20", "config.data.size": "16"}
+    others: list[dict[str, str]] = [{}, {"config.loss.gamma": "1"}, {"config.data.size": "32"}]
+    others += [{"config.model.n_init": "1"}]
+    rows = [row(**usual | other, settings_sha256=str(i)) for i, other in enumerate(others)]
+    *lines_, _, _, note = render(lines(rows, []), format="markdown").splitlines()
+    head, *body = (cells(line) for line in lines_ if not line.startswith("|:"))
+    assert head[2] == "runs"
+    assert {line[2] for line in body} == {"", "loss.gamma=1", "data.size=32", "model.n_init=1"}
+    told = "data.size=16, loss.gamma=0.1, model.n_init=20"
+    assert note == f"- Where runs are not said to differ: {told}."
+    # Of a method that has no such setting the note would not be true.
+    other = row(model="kmeans", settings_sha256="k")
+    text = render(lines([*rows, other], []), format="markdown")
+    assert "not said" not in text
+    assert "data.size=16, loss.gamma=1, model.n_init=20" in text
+
+
 def test_latex_is_a_booktabs_table_with_what_latex_would_stumble_over_escaped() -> None:
     table = lines([row(0, data="mnist_test"), row(1, data="mnist_test")])
     text = render(table, ["failed: runs/50%_x"], "latex")

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -98,7 +99,9 @@ def render(
     """
     if format == "csv":
         return csv_text([numbers(line, also) for line in table])
-    rows = [cells(line, also, elsewhere=("device", "commit")) for line in table]
+    elsewhere = ("device", "commit")
+    shown, as_most = told_once(table, elsewhere)
+    rows = [cells(line, also, elsewhere) for line in shown]
     # A column that says the same in every line goes into the notes.
     shared = {}
     for name in ("device", "revision"):
@@ -112,7 +115,7 @@ def render(
     heads = [head for head in order if any(row.get(head) for row in rows)]
     body = [[row.get(head, "") for head in heads] for row in rows]
     heads = [in_words(head) if head in also else head for head in heads]
-    notes = [*remarks(table, shared), *left_out]
+    notes = [*remarks(table, shared), *as_most, *left_out]
     left = ("data", "method", "runs", "device", "revision")
     if format == "text":
         return as_text(heads, body, left, notes)
@@ -125,6 +128,37 @@ def render(
         laid = laid.replace("±", r"$\pm$")
         return "\n".join([f"% {note}" for note in notes] + [laid, ""])
     return "\n".join([laid, "", " ".join(notes[:1]), *(f"- {note}" for note in notes[1:]), ""])
+
+
+def told_once(table: Sequence[Line], elsewhere: Sequence[str]) -> tuple[list[Line], list[str]]:
+    """Take what most lines have in common from each, and say it in a note.
+
+    Where three settings or more tell runs apart, mostly one at a time, a line that names all of
+    them hides its own.
+
+    Args:
+        table: The lines.
+        elsewhere: Settings that are not named in lines.
+
+    Returns:
+        The lines, and the note if there is one.
+    """
+    varied = {name for line in table for name in line.different} - {*elsewhere, "experiment"}
+    usual: dict[str, str] = {}
+    for name in sorted(varied) if len(varied) > 2 else ():
+        values = [line.different.get(name) for line in table]
+        value, count = Counter(values).most_common(1)[0]
+        # Not where another method has no such setting: the note is about all lines.
+        if value is not None and None not in values and count > len(table) / 2:
+            usual[name] = value
+    if not usual:
+        return list(table), []
+    own = [
+        replace(line, different={k: v for k, v in line.different.items() if usual.get(k) != v})
+        for line in table
+    ]
+    told = ", ".join(f"{name}={value}" for name, value in usual.items())
+    return own, [f"Where runs are not said to differ: {told}."]
 
 
 def in_words(name: str) -> str:
