@@ -20,6 +20,7 @@ from clusterlab.models.dcec import DCEC
 from clusterlab.training import run
 
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+PR_SET_THP_DISABLE = 41  # of prctl(2)
 
 
 def pages_of(n_blocks: int) -> int:
@@ -33,9 +34,6 @@ def pages_of(n_blocks: int) -> int:
 def resident() -> int:
     """Return the process's memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-PR_SET_THP_DISABLE = 41  # of prctl(2)
 
 
 def ready() -> None:

@@ -151,14 +151,12 @@ def told_once(table: Sequence[Line], elsewhere: Sequence[str]) -> tuple[list[Lin
         # Not where another method has no such setting: the note is about all lines.
         if value is not None and None not in values and count > len(table) / 2:
             usual[name] = value
-    if not usual:
-        return list(table), []
     own = [
         replace(line, different={k: v for k, v in line.different.items() if usual.get(k) != v})
         for line in table
     ]
     told = ", ".join(f"{name}={value}" for name, value in usual.items())
-    return own, [f"Where runs are not said to differ: {told}."]
+    return own, [f"Where runs are not said to differ: {told}."] if usual else []
 
 
 def in_words(name: str) -> str:

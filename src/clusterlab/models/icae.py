@@ -37,9 +37,8 @@ class ICAE(DeepClustering):
     That code is not what reaches the paper's numbers on COIL-20 either, at 32 pixels and seed 0.
     It makes views of images in [-1, 1] as if of bytes, where greys darker than the middle wrap
     round: with such views ACC is 0.63 after 600 steps, with its losses too 0.58; ours has 0.67 to
-    0.79 after 500, by seed and revision, and 0.75 to 0.86 in the end.
-    At 16 pixels the objects are a minimum of this loss, which training does not leave; from random
-    weights it ends in another.
+    0.79 after 500, by seed and revision, and 0.75 to 0.86 in the end. At 16 pixels the objects are
+    a minimum of this loss, which training does not leave; from random weights it ends in another.
 
     Args:
         network: The autoencoder, with embeddings of length 1.
