@@ -169,9 +169,9 @@ def share(
             record = fit(cfg, cfg.phases[name], name, model, data, entry, loggers)
             entry.save(model, record)
         folder.path.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
-            if (entry.path / name).exists():
-                shutil.copyfile(entry.path / name, folder.path / name)
+        for file in ("metrics.csv", EmbeddingHistory.FILE, CenterHistory.FILE):
+            if (entry.path / file).exists():
+                shutil.copyfile(entry.path / file, folder.path / file)
         return {**record, "reused": reused, "store": entry.path.name}
 
 
