@@ -14,6 +14,7 @@ import pytest
 import torch
 from bokeh.resources import Resources
 from omegaconf import DictConfig
+from sklearn.metrics import adjusted_rand_score
 
 from clusterlab import gallery, page
 from clusterlab.centers import agreement
@@ -290,6 +291,30 @@ def test_a_folder_of_runs_has_an_index(
         "./seed%3D1/report.html",
     ]
     assert (tmp_path / "x" / "seed=1" / "report.html").stat().st_size > 1_000_000
+
+
+def test_seeds_agree_by_the_rand_index(made: tuple[DictConfig, Path], tmp_path: Path) -> None:
+    draw, labels, runs = np.random.default_rng(0), [], []
+    for name, changes in {
+        "a": {"seed": 0},
+        "b": {"seed": 1},
+        "c": {"seed": 2},
+        "again": {"seed": 2},
+        "other data": {"seed": 3, "data_sha256": "another"},
+    }.items():
+        runs.append(copied(made[1].parent, tmp_path / name, **changes))
+        labels.append(draw.integers(4, size=120) // 2 * 2 if name == "c" else np.arange(120) // 30)
+        labels[-1][: 7 * len(runs)] = 3
+        np.savez(runs[-1] / "assignments.npz", label=labels[-1])
+    a, b, c, again, alone = page.agreement_of_seeds(runs)
+    pairs = {(i, j): adjusted_rand_score(labels[i], labels[j]) for i in range(4) for j in range(i)}
+    assert a == pytest.approx((pairs[1, 0] + pairs[2, 0] + pairs[3, 0]) / 3)
+    assert b == pytest.approx((pairs[1, 0] + pairs[2, 1] + pairs[3, 1]) / 3)
+    assert c == pytest.approx((pairs[2, 0] + pairs[2, 1]) / 2)  # not with a run of its own seed
+    assert again == pytest.approx((pairs[3, 0] + pairs[3, 1]) / 2)
+    assert alone is None
+    cells = re.findall("<td>(.*?)</td>", page.write_index(tmp_path, runs).read_text())
+    assert {f"{a:.3f}", f"{c:.3f}"} <= set(cells)
 
 
 def test_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

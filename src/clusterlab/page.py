@@ -23,8 +23,9 @@ from clusterlab.errors import UserError, asked_for_help, exit_on_error, problem
 from clusterlab.figures import BEFORE, MAP, PAGE, map_of, some_of
 from clusterlab.files import read_json, write_atomically
 from clusterlab.loggers import read_csv
-from clusterlab.metrics import by_class, contingency
+from clusterlab.metrics import ari, by_class, contingency
 from clusterlab.neighbours import neighbours
+from clusterlab.results import read_run
 
 USAGE = "page.py <run or folder of runs>"
 Array = NDArray[Any]
@@ -189,11 +190,38 @@ def data_of(run_dir: Path) -> Samples:
 def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Write ``index.html`` of a folder of runs, which compares them and links to their pages."""
     rows: list[Mapping[str, Any]] = []
-    for run in runs:
+    for run, seeds in zip(runs, agreement_of_seeds(runs), strict=True):
         record = read_json(run / "result.json")
         name = run.relative_to(folder).as_posix()
-        rows.append({"name": name, "paged": (run / PAGE).exists(), **record})
+        rows.append({"name": name, "paged": (run / PAGE).exists(), "seeds": seeds, **record})
     return _render(folder / "index.html", title=folder.resolve().name, rows=rows)
+
+
+def agreement_of_seeds(runs: Sequence[Path]) -> list[float | None]:
+    """Tell how far the clusters of each run are those of the runs that differ in their seed alone.
+
+    What they find together does not hang on chance: it tells settings apart without a label, and
+    the run that is most like the others from one that is not.
+
+    Returns:
+        The mean adjusted Rand index of each run with those; ``None`` where there are none.
+    """
+    rows = [read_run(run / "result.json") for run in runs]
+    labels = []
+    for run in runs:
+        with np.load(run / "assignments.npz") as stored:
+            labels.append(torch.from_numpy(stored["label"]))
+    same = ("model", "settings_sha256", "data_sha256")
+    means: list[float | None] = []
+    for row, own in zip(rows, labels, strict=True):
+        k = int(row["n_clusters"])
+        found = [
+            ari(contingency(own, others, k, k))
+            for other, others in zip(rows, labels, strict=True)
+            if other["seed"] != row["seed"] and all(other[name] == row[name] for name in same)
+        ]
+        means.append(sum(found) / len(found) if found else None)
+    return means
 
 
 def main() -> None:
