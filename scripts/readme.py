@@ -40,7 +40,7 @@ STARTED = (
 VIEWS = ("phases.finetune.losses.consistency", "phases.finetune.steps")
 SHARE, FIGURE_2 = "data.labelled", ("0", "0.01", "0.1", "0.5")
 # Tables of a method whose seeds differ more than any two machines do, a seed here and a seed there.
-POOLED = {"icae_small": POOLABLE}
+POOLED = {"icae_small": POOLABLE, "icae_weight": POOLABLE}
 COMPUTED = ("precision", "trainer.precision", "device", "commit")
 SWEPT = {
     "dcec_starts": (STARTED[0], "phases.finetune.steps"),
@@ -80,7 +80,8 @@ def pages() -> dict[Path, str]:
         details[name] = render(lines_of(rows, published, name, missing=True), format="markdown")
     details["idcec_settled"] = settled_table(rows)
     for name, also in SWEPT.items():
-        swept = lines(read_records(results / "sweeps" / f"{name}.csv"))
+        records = read_records(results / "sweeps" / f"{name}.csv")
+        swept = lines(records, pooled=POOLED.get(name, ()))
         details[name] = render(swept, format="markdown", also=also)
     bits = lines(read_records(results / "precision.csv"))
     speed = {
