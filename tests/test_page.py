@@ -476,6 +476,6 @@ def test_the_index_sorts(
     for seed in (2, 10, 1):
         runs.append(copied(made[1].parent, tmp_path / f"r{seed}", seed=seed))
     tab = opened(page.write_index(tmp_path, runs))
-    tab.get_by_role("button", name="seed").click()
+    tab.get_by_role("button", name="seed", exact=True).click()
     seeds = [row.locator("td").nth(3).inner_text() for row in tab.locator("tbody tr").all()]
     assert seeds == ["1", "2", "10"]
