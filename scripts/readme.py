@@ -40,7 +40,7 @@ STARTED = (
 VIEWS = ("phases.finetune.losses.consistency", "phases.finetune.steps")
 SHARE, FIGURE_2 = "data.labelled", ("0", "0.01", "0.1", "0.5")
 # Tables of a method whose seeds differ more than any two machines do, a seed here and a seed there.
-POOLED = {"icae_small": POOLABLE, "icae_weight": POOLABLE}
+POOLED = dict.fromkeys(("icae_small", "icae_weight"), POOLABLE)
 COMPUTED = ("precision", "trainer.precision", "device", "commit")
 SWEPT = {
     "dcec_starts": (STARTED[0], "phases.finetune.steps"),
@@ -62,6 +62,7 @@ SWEPT = {
     "icae_views": (),
     "icae_settings": VIEWS,
     "icae_weight": VIEWS,
+    "icae_weight_32": VIEWS,
     "icae_truth": ("phases.finetune.metrics_at_start.accuracy", *VIEWS),
 }
 
