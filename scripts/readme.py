@@ -62,7 +62,6 @@ SWEPT = {
     "icae_views": (),
     "icae_settings": VIEWS,
     "icae_weight": VIEWS,
-    "icae_weight_32": VIEWS,
     "icae_truth": ("phases.finetune.metrics_at_start.accuracy", *VIEWS),
 }
 
