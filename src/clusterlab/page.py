@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from clusterlab.files import read_json, write_atomically
 from clusterlab.loggers import read_csv
 from clusterlab.metrics import ari, by_class, contingency
 from clusterlab.neighbours import neighbours
+from clusterlab.report import POOLABLE, SAME
 from clusterlab.results import read_run
 
 USAGE = "page.py <run or folder of runs>"
@@ -211,17 +214,16 @@ def agreement_of_seeds(runs: Sequence[Path]) -> list[float | None]:
     for run in runs:
         with np.load(run / "assignments.npz") as stored:
             labels.append(torch.from_numpy(stored["label"]))
-    same = ("model", "settings_sha256", "data_sha256")
-    means: list[float | None] = []
-    for row, own in zip(rows, labels, strict=True):
-        k = int(row["n_clusters"])
-        found = [
-            ari(contingency(own, others, k, k))
-            for other, others in zip(rows, labels, strict=True)
-            if other["seed"] != row["seed"] and all(other[name] == row[name] for name in same)
-        ]
-        means.append(sum(found) / len(found) if found else None)
-    return means
+    same = [name for name in SAME if name not in POOLABLE]
+    found: list[list[float]] = [[] for _ in runs]
+    for i, j in combinations(range(len(runs)), 2):
+        one, other = rows[i], rows[j]
+        if one["seed"] != other["seed"] and all(one[name] == other[name] for name in same):
+            k = int(one["n_clusters"])
+            shared = ari(contingency(labels[i], labels[j], k, k))
+            found[i].append(shared)
+            found[j].append(shared)
+    return [mean(values) if values else None for values in found]
 
 
 def main() -> None:
