@@ -275,6 +275,27 @@ def test_data_that_changed_is_refused_and_others_go_on(
         page.main()
 
 
+def test_a_run_whose_clusters_are_gone_is_named_and_made_again(
+    made: tuple[DictConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    cfg, path = made
+    gone, kept = (copied(path.parent, tmp_path / "x" / name) for name in ("gone", "kept"))
+    labels = np.load(gone / "assignments.npz")["label"]
+    (gone / "assignments.npz").unlink()
+    monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "x")])
+    page.main()
+    assert f"got no assignments.npz in {gone}; delete its result" in capsys.readouterr().err
+    assert page.agreement_of_seeds([gone, kept]) == [None, None]
+    assert "gone" in (tmp_path / "x" / "index.html").read_text()
+    (gone / "result.json").unlink()
+    steps = (gone / "finetune" / "phase.json").read_bytes()
+    again = cfg.copy()
+    again.run_dir = str(gone)
+    run(again)
+    assert (np.load(gone / "assignments.npz")["label"] == labels).all()
+    assert (gone / "finetune" / "phase.json").read_bytes() == steps  # it trained nothing
+
+
 def test_a_folder_of_runs_has_an_index(
     made: tuple[DictConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

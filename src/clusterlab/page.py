@@ -30,6 +30,7 @@ from clusterlab.neighbours import neighbours
 from clusterlab.report import POOLABLE, SAME
 from clusterlab.results import read_run
 
+CLUSTERS = "assignments.npz"
 USAGE = "page.py <run or folder of runs>"
 Array = NDArray[Any]
 
@@ -43,9 +44,15 @@ def write(run_dir: Path, samples: Samples) -> Path:
 
     Returns:
         The page's path.
+
+    Raises:
+        UserError: If its clusters are gone.
     """
     record = read_json(run_dir / "result.json")
-    with np.load(run_dir / "assignments.npz") as stored:
+    if not (run_dir / CLUSTERS).exists():
+        remedy = "delete its result.json and run its command again, which trains nothing twice"
+        raise problem("the clusters of a run", f"no {CLUSTERS} in {run_dir}", remedy)
+    with np.load(run_dir / CLUSTERS) as stored:
         z, q = stored["z"], stored["q"]
     labels, confidence = q.argmax(1), q.max(1)
     n_clusters, seed = q.shape[1], record["seed"]
@@ -207,16 +214,18 @@ def agreement_of_seeds(runs: Sequence[Path]) -> list[float | None]:
     the run that is most like the others from one that is not.
 
     Returns:
-        The mean adjusted Rand index of each run with those; ``None`` where there are none.
+        The mean adjusted Rand index of each run with those; ``None`` where there are none, or its
+        clusters are gone.
     """
     rows = [read_run(run / "result.json") for run in runs]
-    labels = []
-    for run in runs:
-        with np.load(run / "assignments.npz") as stored:
-            labels.append(torch.from_numpy(stored["label"]))
+    labels = {}
+    for i, run in enumerate(runs):
+        if (run / CLUSTERS).exists():
+            with np.load(run / CLUSTERS) as stored:
+                labels[i] = torch.from_numpy(stored["label"])
     same = [name for name in SAME if name not in POOLABLE]
     found: list[list[float]] = [[] for _ in runs]
-    for i, j in combinations(range(len(runs)), 2):
+    for i, j in combinations(labels, 2):
         one, other = rows[i], rows[j]
         if one["seed"] != other["seed"] and all(one[name] == other[name] for name in same):
             k = int(one["n_clusters"])
