@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from clusterlab.cli import run_name
+from clusterlab.cli import run_name, settle
+from clusterlab.files import PATHS
 from conftest import LITTLE, Command, Commands
 
 ROOT = Path(__file__).parents[1]
@@ -779,6 +780,25 @@ def test_experiment_names_the_folder() -> None:
     assert name == "dcec_table1/dcec_little,seed=0"
     other = named("experiment=dcec_table1", "data=npz", data="other", experiment="dcec_table1")
     assert other == "dcec_table1/dcec_other,seed=0"
+
+
+def test_a_record_says_what_was_asked(finished: Path) -> None:
+    asked = result(finished)["asked"]
+    assert asked["network.filters"] == "[4,8,16]"
+    assert asked["data.augment"] == "null"
+    assert len(asked) == len(LITTLE) - 3 + 1  # without data, trainer and figures, with data.path
+
+
+def test_what_was_asked_is_kept_as_it_was_typed() -> None:
+    typed = ("+a.b=1", "~phases.pretrain", "x@y=z", "path=${.here}", "seed=3", "trainer=gpu")
+    cfg = OmegaConf.create(
+        {"model_name": "dcec", "data": {"name": "little"}, "seed": 0, "experiment_name": None}
+        | {"asked": {}, "trainer": {"precision": "32-true"}, **dict.fromkeys(PATHS, "a")}
+    )
+    OmegaConf.set_struct(cfg, True)
+    settle(cfg, list(typed))
+    kept = OmegaConf.to_container(cfg.asked, resolve=True)
+    assert kept == {"a.b": "1", "path": "${.here}", "x@y": "z", "~phases.pretrain": "none"}
 
 
 AWKWARD = [

@@ -150,6 +150,22 @@ def test_other_precision_than_float32_is_told_of_a_single_line_too() -> None:
     ]
 
 
+def test_beside_a_published_number_stands_what_was_asked_differently() -> None:
+    """A line alone has nothing to differ from, but the number is of the paper's own settings."""
+    asked = {"asked.network": "small", "asked.loss.gamma": "0.5"}
+    runs = [row(0, **asked), row(1, **asked | {"asked.n_clusters": "10"})]  # what it is anyway
+    (line,) = lines(runs, [paper()])
+    assert line.different == {"loss.gamma": "0.5", "network": "small"}
+    (alone,) = lines(runs)
+    assert alone.different == {}
+    (plain,) = lines([row(0)], [paper()])
+    assert plain.different == {}
+    (some,) = lines([runs[0], row(2)], [paper()])  # an older record does not say what was asked
+    assert some.different == {}
+    told = lines([swept(g, **{"asked.loss.gamma": str(g)}) for g in (1.0, 0.1)], [paper()])
+    assert [line.different for line in told] == [{"loss.gamma": "0.1"}, {"loss.gamma": "1.0"}]
+
+
 def test_a_reader_may_pool_what_it_was_computed_with() -> None:
     gpu, other = {"device": "a GPU"}, {"commit": "e" * 40}
     rows = [row(0), row(1, **gpu), row(2, **gpu), row(3, **gpu, **other)]

@@ -48,6 +48,16 @@ def safe(text: str, limit: int) -> str:
     return f"{kept}~{settings_digest(text)[:12]}"
 
 
+def named(overrides: list[str]) -> list[str]:
+    """Return the overrides that say what to run, sorted.
+
+    Example:
+        >>> named(["data=usps", "seed=3", "network=residual_small", "loss.gamma=0.5"])
+        ['loss.gamma=0.5', 'network=residual_small']
+    """
+    return sorted(override for override in overrides if not UNNAMED.match(override))
+
+
 def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     """Return the run folder's name: what was asked, without a time, so that asking again resumes.
 
@@ -60,7 +70,7 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
         >>> run_name(cfg, ["experiment=dcec_table1"])
         'dcec_table1/dcec_usps,seed=3'
     """
-    asked = sorted(override for override in overrides if not UNNAMED.match(override))
+    asked = named(overrides)
     if cfg.trainer.precision != "32-true":  # decides the result, wherever it was set
         asked.append(f"trainer.precision={cfg.trainer.precision}")
     name = safe(f"{cfg.model_name}_{cfg.data.name}", 100)
@@ -70,14 +80,16 @@ def run_name(cfg: DictConfig, overrides: list[str]) -> str:
     return f"{name}/{detail}seed={cfg.seed}"
 
 
-def run_folder(cfg: DictConfig, overrides: list[str]) -> str:
-    """Return the run folder: the one asked for, or one named after what was asked.
+def settle(cfg: DictConfig, overrides: list[str]) -> None:
+    """Fill in what was asked, and the run folder, named after it where it has no name yet.
 
     Raises:
         UserError: If a folder's name is a number.
     """
     check_paths(cfg)
-    return cfg.run_dir or str(Path(cfg.output_dir) / run_name(cfg, overrides))
+    parted = (override.lstrip("+").partition("=") for override in named(overrides))
+    cfg.asked = {name: value.replace("${", r"\${") or "none" for name, _, value in parted}
+    cfg.run_dir = cfg.run_dir or str(Path(cfg.output_dir) / run_name(cfg, overrides))
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
@@ -95,7 +107,7 @@ def job(cfg: DictConfig) -> float:
         cfg.experiment_name = context.runtime.choices.get("experiment")
         share_cores(context.launcher)
         check_given(cfg.data)
-        cfg.run_dir = run_folder(cfg, list(context.overrides.task))
+        settle(cfg, list(context.overrides.task))
         record = run(cfg)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:

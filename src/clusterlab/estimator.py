@@ -19,7 +19,7 @@ from sklearn.base import (
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from clusterlab.cli import run_folder
+from clusterlab.cli import settle
 from clusterlab.data.known import given
 from clusterlab.data.samples import Samples
 from clusterlab.data.sources import array
@@ -226,5 +226,5 @@ class DeepClusterer(
         if self.batch_size is None and cfg.data.batch_size != "auto":  # a method's own
             cfg.data.batch_size = min(cfg.data.batch_size, n_samples)
         cfg.output_dir = str(self.output_dir or folder)
-        cfg.run_dir = run_folder(cfg, overrides)
+        settle(cfg, overrides)
         return cfg

@@ -27,6 +27,7 @@ NOT_SETTINGS = (
     "logger",
     "trainer",
     "experiment_name",
+    "asked",
     "checkpoint_interval",
     "optimize",
     "jobs_per_gpu",

@@ -16,6 +16,7 @@ POOLABLE = ("commit", "device")
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 STOPPED = "phases.retrain.stop_reason"
+ASKED = "asked."  # before the name of what a command line asks beside its experiment
 CLASS = "._target_"  # at the end of the name of what a part of the config builds
 FLOAT32 = "32-true"  # the trainer's word for it
 Score = tuple[float, float | None]  # mean and sample standard deviation, in percent
@@ -118,6 +119,20 @@ def settled(row: Row) -> bool | None:
     return row[STOPPED] == "tolerance" if row.get(STOPPED) else None
 
 
+def asked(rows: Sequence[Row]) -> dict[str, str]:
+    """Return what each of some runs was asked to do differently from its experiment.
+
+    A published number is of the experiment's own settings, so that a line beside one says it.
+
+    Example:
+        >>> asked([{"asked.network": "cae", "asked.n_clusters": "10"}, {"asked.network": "cae"}])
+        {'network': 'cae'}
+    """
+    told = {name for row in rows for name in row if name.startswith(ASKED)}
+    values = {name: {row.get(name) for row in rows} for name in sorted(told)}
+    return {n.removeprefix(ASKED): v for n, (v, *more) in values.items() if v and not more}
+
+
 def precision(row: Row) -> str:
     """Return the precision that a run was trained in; the oldest records, all float32, name none.
 
@@ -196,6 +211,8 @@ def _lines_of(
         bits = precision(group[0])
         if bits != FLOAT32 and "precision" not in different:
             different["trainer.precision"] = bits
+        if theirs:
+            different = different | asked(group) | different
         found.append(Line(data, method, tuple(group), theirs, different))
     return sorted(found, key=lambda line: [number(v) for v in line.different.values()])
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from clusterlab import curves, viz
-from clusterlab.cli import check_given, quiet_lightning, run_folder, run_name
+from clusterlab.cli import check_given, quiet_lightning, run_name, settle
 from clusterlab.errors import asked_for_help, exit_on_error, problem
 from clusterlab.files import csv_text, write_atomically, write_json
 from clusterlab.isolation import composed
@@ -59,7 +59,7 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
         raise problem("an embedding that does not depend on K", got, "set model=cae_kmeans")
     check_given(cfg.data)
     cfg.experiment_name = given.get("experiment")
-    cfg.run_dir = run_folder(cfg, asked)
+    settle(cfg, asked)
     if not run(cfg):
         return cfg, None
     with np.load(Path(cfg.run_dir) / "assignments.npz") as stored:

@@ -129,6 +129,7 @@ def run(cfg: DictConfig, samples: Samples | None = None) -> dict[str, Any]:
             "data": samples.name,
             "seed": cfg.seed,
             "experiment": cfg.experiment_name,
+            "asked": OmegaConf.to_container(cfg.asked, resolve=True),
             "n_samples": len(samples),
             "n_clusters": cfg.n_clusters,
             "labels_sha256": None if samples.y is None else digest(samples.y),
