@@ -6,7 +6,6 @@ Figure 3 of the DCEC paper is the maps of cae_kmeans, dec_conv and dcec on the s
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -15,6 +14,7 @@ from clusterlab.data.samples import Samples
 from clusterlab.errors import exit_on_error, problem
 from clusterlab.files import read_json
 from clusterlab.maps import as_numbered, side_by_side
+from clusterlab.results import open_clusters
 from clusterlab.viz import save
 
 
@@ -42,10 +42,11 @@ def main() -> None:
 
 def draw(runs: list[Path], out: Path, by: list[str], method: str, samples: int, seed: int) -> None:
     """Read the embeddings that the runs left, and draw them."""
-    records = []
+    records, embeddings, clusters = [], [], []
     for run in runs:
-        if not (run / "assignments.npz").exists():
-            raise problem("a finished run", f"no assignments.npz in {run}", "train it to its end")
+        with open_clusters(run) as stored:
+            embeddings.append(torch.from_numpy(stored["z"]))
+            clusters.append(torch.from_numpy(stored["label"]))
         records.append(read_json(run / "result.json"))
     if len({record["data_sha256"] for record in records}) > 1:
         names = ", ".join(record["data"] for record in records)
@@ -54,17 +55,14 @@ def draw(runs: list[Path], out: Path, by: list[str], method: str, samples: int, 
     generator = torch.Generator().manual_seed(seed)
     shown = torch.randperm(len(data), generator=generator)[:samples].sort().values
 
-    embeddings, clusters = [], []
-    for run, record in zip(runs, records, strict=True):
-        with np.load(run / "assignments.npz") as stored:
-            z = torch.from_numpy(stored["z"])
-            clusters.append(torch.from_numpy(stored["label"]))
+    drawn = []
+    for record, z in zip(records, embeddings, strict=True):
         accuracy = record["metrics"]["accuracy"]
         title = f"{record['model']} on {record['data']}, seed {record['seed']}"
         if "n_known" in record:
             title += f", {record['n_known'] / record['n_samples']:.1%} labelled"
         title += "" if accuracy is None else f": ACC {accuracy:.1%}"
-        embeddings.append((title, z[shown]))
+        drawn.append((title, z[shown]))
     reference = clusters[-1] if data.y is None else data.y
     groups = {
         "class": [reference[shown]] * len(runs),
@@ -73,7 +71,7 @@ def draw(runs: list[Path], out: Path, by: list[str], method: str, samples: int, 
     of_class = "class" if data.y is not None else "the last run's cluster"
     rows = {of_class if name == "class" else name: groups[name] for name in by}
     names = None if data.y is None else data.class_names
-    save(side_by_side(embeddings, rows, names, seed, method), out)
+    save(side_by_side(drawn, rows, names, seed, method), out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from clusterlab.cli import run_name, settle
+from clusterlab.errors import UserError
 from clusterlab.files import PATHS
 from conftest import LITTLE, Command, Commands
 
@@ -799,6 +800,13 @@ def test_what_was_asked_is_kept_as_it_was_typed() -> None:
     settle(cfg, list(typed))
     kept = OmegaConf.to_container(cfg.asked, resolve=True)
     assert kept == {"a.b": "1", "path": "${.here}", "x@y": "z", "~phases.pretrain": "none"}
+
+
+@pytest.mark.parametrize("override", ["asked=7", "+asked.x=1", "~asked", "experiment_name=mine"])
+def test_what_is_filled_in_cannot_be_asked_for(override: str) -> None:
+    cfg = OmegaConf.create(dict.fromkeys(PATHS, "a"))
+    with pytest.raises(UserError, match=f"which is filled in, got {re.escape(override)}; leave"):
+        settle(cfg, ["model=dcec", override])
 
 
 AWKWARD = [

@@ -295,7 +295,7 @@ def test_figure_3_has_the_same_samples_side_by_side(methods: Methods, tmp_path: 
     assert 1.3 * height < width < 2 * height  # three columns, two rows
     done = script("maps", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: Expected a finished run, got no assignments.npz in ")
+    assert done.stderr.startswith("Error: Expected the clusters of a finished run, got no assi")
 
 
 def test_trials_over_steps_and_runs(methods: Methods, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_run_whose_clusters_are_gone_is_named_and_made_again(
     (gone / "assignments.npz").unlink()
     monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "x")])
     page.main()
-    assert f"got no assignments.npz in {gone}; delete its result" in capsys.readouterr().err
+    assert f"got no assignments.npz in {gone}; run its command, with" in capsys.readouterr().err
     assert page.agreement_of_seeds([gone, kept]) == [None, None]
     assert "gone" in (tmp_path / "x" / "index.html").read_text()
     (gone / "result.json").unlink()

@@ -28,6 +28,7 @@ UNNAMED = re.compile(
     r"restart|figures|progress|checkpoint_interval|optimize|jobs_per_gpu)(=|$)|"
     r"logger\.|trainer\.|data\.root|hydra)"
 )
+FILLED_IN = re.compile(r"^[+~]*(asked|experiment_name)(?![\w-])")
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -84,9 +85,13 @@ def settle(cfg: DictConfig, overrides: list[str]) -> None:
     """Fill in what was asked, and the run folder, named after it where it has no name yet.
 
     Raises:
-        UserError: If a folder's name is a number.
+        UserError: If a folder's name is a number, or an override sets what is filled in here.
     """
     check_paths(cfg)
+    for override in overrides:
+        if found := FILLED_IN.match(override):
+            none = f"no {found[1]}, which is filled in"
+            raise problem(none, override, "leave it out, or take one by experiment=NAME")
     parted = (override.lstrip("+").partition("=") for override in named(overrides))
     cfg.asked = {name: value.replace("${", r"\${") or "none" for name, _, value in parted}
     cfg.run_dir = cfg.run_dir or str(Path(cfg.output_dir) / run_name(cfg, overrides))

@@ -26,6 +26,7 @@ from clusterlab.data.sources import array
 from clusterlab.errors import problem
 from clusterlab.isolation import composed, isolated, messages
 from clusterlab.predict import Predictor, trained
+from clusterlab.results import open_clusters
 from clusterlab.training import run
 
 # Where the config has what an argument says.
@@ -132,7 +133,7 @@ class DeepClusterer(
             samples = self._told(array(x, cfg.data.name), y, cfg)
             phases = run(cfg, samples)["phases"]
             model, made = trained(cfg.run_dir)
-            with np.load(Path(cfg.run_dir) / "assignments.npz") as file:
+            with open_clusters(Path(cfg.run_dir)) as file:
                 self.labels_, self.soft_labels_ = file["label"], file["q"]
                 self.embedding_ = file["z"]
         self.cluster_centers_ = model.centers.detach().numpy().copy()

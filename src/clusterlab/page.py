@@ -28,9 +28,8 @@ from clusterlab.loggers import read_csv
 from clusterlab.metrics import ari, by_class, contingency
 from clusterlab.neighbours import neighbours
 from clusterlab.report import POOLABLE, SAME
-from clusterlab.results import read_run
+from clusterlab.results import CLUSTERS, open_clusters, read_run
 
-CLUSTERS = "assignments.npz"
 USAGE = "page.py <run or folder of runs>"
 Array = NDArray[Any]
 
@@ -49,10 +48,7 @@ def write(run_dir: Path, samples: Samples) -> Path:
         UserError: If its clusters are gone.
     """
     record = read_json(run_dir / "result.json")
-    if not (run_dir / CLUSTERS).exists():
-        remedy = "delete its result.json and run its command again, which trains nothing twice"
-        raise problem("the clusters of a run", f"no {CLUSTERS} in {run_dir}", remedy)
-    with np.load(run_dir / CLUSTERS) as stored:
+    with open_clusters(run_dir) as stored:
         z, q = stored["z"], stored["q"]
     labels, confidence = q.argmax(1), q.max(1)
     n_clusters, seed = q.shape[1], record["seed"]
@@ -221,7 +217,7 @@ def agreement_of_seeds(runs: Sequence[Path]) -> list[float | None]:
     labels = {}
     for i, run in enumerate(runs):
         if (run / CLUSTERS).exists():
-            with np.load(run / CLUSTERS) as stored:
+            with open_clusters(run) as stored:
                 labels[i] = torch.from_numpy(stored["label"])
     same = [name for name in SAME if name not in POOLABLE]
     found: list[list[float]] = [[] for _ in runs]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.lib.npyio import NpzFile
 from omegaconf import OmegaConf
 
 from clusterlab.errors import problem
@@ -20,6 +22,7 @@ IDENTITY = (
     *("device", "commit"),
 )
 CONFIG = "config."  # before the name of a setting
+CLUSTERS = "assignments.npz"  # the file of a run's samples: index, label, q and z
 
 
 def identity(row: Row) -> tuple[str, ...]:
@@ -92,6 +95,19 @@ def read_run(path: Path) -> Row:
     settings = settings_of(OmegaConf.create(record.pop("config")))
     record["settings_sha256"] = settings_digest(settings)
     return scalars(record) | settings_row(settings)
+
+
+def open_clusters(run_dir: Path) -> NpzFile:
+    """Open what a finished run left of its samples.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    if not (run_dir / CLUSTERS).exists():
+        remedy = "run its command, without its result.json if it has one: nothing is trained twice"
+        raise problem("the clusters of a finished run", f"no {CLUSTERS} in {run_dir}", remedy)
+    stored: NpzFile = np.load(run_dir / CLUSTERS)
+    return stored
 
 
 def find(*places: Path) -> Found:

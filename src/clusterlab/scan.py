@@ -22,7 +22,7 @@ from clusterlab.files import csv_text, write_atomically, write_json
 from clusterlab.isolation import composed
 from clusterlab.measures import Row, measure
 from clusterlab.record import commit
-from clusterlab.results import read_records
+from clusterlab.results import open_clusters, read_records
 from clusterlab.training import run
 from clusterlab.verdict import Choice, choices, table, verdict
 
@@ -62,7 +62,7 @@ def embedding(overrides: Sequence[str], fewest: int) -> tuple[DictConfig, Tensor
     settle(cfg, asked)
     if not run(cfg):
         return cfg, None
-    with np.load(Path(cfg.run_dir) / "assignments.npz") as stored:
+    with open_clusters(Path(cfg.run_dir)) as stored:
         return cfg, torch.from_numpy(stored["z"])
 
 

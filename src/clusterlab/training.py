@@ -48,6 +48,7 @@ from clusterlab.networks import Autoencoder
 from clusterlab.phases import START_OVER, tell_other_code, train_phases
 from clusterlab.predict import write_predictions
 from clusterlab.record import environment, evaluate
+from clusterlab.results import CLUSTERS
 from clusterlab.trouble import (
     change_trouble,
     classifier_trouble,
@@ -197,7 +198,7 @@ def train_and_evaluate(
     }
     if samples.files is not None:
         arrays["files"] = np.array(samples.files)
-    write_arrays(run_dir / "assignments.npz", arrays)
+    write_arrays(run_dir / CLUSTERS, arrays)
     table = run_dir / "assignments.csv"
     write_predictions(table, arrays["label"], arrays["q"], samples.files, class_names)
     last = list(phases)[-1]
