@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool2d, normalize, pad, relu
 
 from clusterlab.networks.autoencoder import Autoencoder
 from clusterlab.networks.conv import image_shape
+from clusterlab.networks.products import Convolution, Doubling
 
 
 class ResidualAutoencoder(Autoencoder):
@@ -95,11 +96,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+        self.first = Convolution(before, after, 3, stride=2, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(after)
-        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.second = Convolution(after, after, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(after)
-        self.shortcut = nn.Conv2d(before, after, 1)  # of every second pixel
+        self.shortcut = Convolution(before, after, 1)  # of every second pixel
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, after, H / 2, W / 2)``."""
@@ -115,8 +116,8 @@ def up_block(before: int, after: int) -> nn.Sequential:
     """Return layers that double the side: a transposed and a 3x3 convolution."""
     between = max(before // 2, 1)
     return nn.Sequential(
-        nn.ConvTranspose2d(before, between, 2, stride=2),
-        nn.Conv2d(between, after, 3, padding=1, bias=False),
+        Doubling(before, between),
+        Convolution(between, after, 3, padding=1, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(),
     )
