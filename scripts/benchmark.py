@@ -239,18 +239,22 @@ def cost(case: Case, rounds: int, measure: str, changed: list[str], base: list[s
     return case.row(measure, value, "CPU ratio", rounds)
 
 
-def memory_given_back(case: Case, rounds: int, name: str) -> Row:
-    """Return how many times longer the first phase takes if freed memory goes to the system.
+def without(case: Case, rounds: int, measure: str, part: str, instead: object) -> Row:
+    """Return how many times longer the first phase takes without a part of the code.
 
-    By the thresholds that ``kept_memory`` leaves: glibc's own, in a new process, give back more.
+    Args:
+        case: What is trained.
+        rounds: Rounds that count.
+        measure: Name of the row.
+        part: Where the part is, as for ``patch``.
+        instead: What takes its place.
     """
     phase, seen = str(next(iter(case.cfg.phases))), []
     for _ in range(rounds + 1):
-        kept = fit_phase(case, phase).seconds["CPU"]
-        with patch("clusterlab.phases.kept_memory", nullcontext):
-            seen.append(fit_phase(case, phase).seconds["CPU"] / kept)
-    value = median(seen[1:])
-    return case.row(f"{name}, memory given back / kept", value, "CPU ratio", rounds)
+        ours = fit_phase(case, phase).seconds["CPU"]
+        with patch(part, instead):
+            seen.append(fit_phase(case, phase).seconds["CPU"] / ours)
+    return case.row(measure, median(seen[1:]), "CPU ratio", rounds)
 
 
 def peak_memory(case: Case) -> list[Row]:
@@ -282,8 +286,10 @@ def main() -> None:
         # k-means is not measured, and in random data it searches for long.
         cfg = compose("train", ["data=mnist", "model.n_init=1", "phases.finetune.tolerance=0"])
         others = {m: compose("train", ["data=mnist", f"model={m}"]) for m in ("idcec", "cdc")}
-        small = ["data=mnist", "model=icae", "network=residual_small"]
-        others["icae"] = compose("train", small)
+        paper = ["data=mnist", "model=icae"]
+        others["icae"] = compose("train", [*paper, "network=residual_small"])
+        others["wide"] = compose("train", paper)
+        others["wide in bf16"] = compose("train", [*paper, "trainer.precision=bf16-mixed"])
 
     usps = Case(cfg, 2_560 if quick else 9_298, side=16)
     mnist = Case(cfg, 1_280 if quick else 2_560, side=28)
@@ -299,8 +305,17 @@ def main() -> None:
     for name, case in {"DCEC": mnist, "IDCEC": idcec, "CDC": cdc}.items():
         measure = f"{name} pretrain in bf16 / in float32"
         rows.append(cost(case, rounds, measure, ["trainer.precision=bf16-mixed"], []))
+    few = max(rounds // 3, 1)
     for name, case in {"DCEC pretrain": mnist, "ICAE": icae}.items():
-        rows.append(memory_given_back(case, max(rounds // 3, 1), name))
+        # By the thresholds that kept_memory leaves: glibc's own, in a new process, give back more.
+        measure, part = f"{name}, memory given back / kept", "clusterlab.phases.kept_memory"
+        rows.append(without(case, few, measure, part, nullcontext))
+    for name in ("wide", "wide in bf16"):
+        measure = f"ICAE, {name}, convolutions / products"
+        part = "clusterlab.networks.products.MOST"
+        for side in (16, 28):
+            case = Case(others[name], 200, side=side, batch_size=100)
+            rows.append(without(case, few, measure, part, 0))
     rows += refresh_share(usps, 20 if quick else 2 * T)
     rows += refresh_share(mnist, 10) if quick else refresh_share(all_of_mnist, T)
 

@@ -1,5 +1,6 @@
 """The two programs that measure speed still measure: on a few small images, for seconds."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,15 @@ def test_each_method_is_compared_with_itself(tmp_path: Path, method: str) -> Non
     assert 0.1 < float(row["value"]) < 10
 
 
-def test_the_first_phase_is_measured_without_its_memory(tmp_path: Path) -> None:
+PARTS = {"clusterlab.phases.kept_memory": nullcontext, "clusterlab.networks.products.MOST": 0}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_first_phase_is_measured_without_a_part(tmp_path: Path, part: str) -> None:
     icae = composed(tmp_path, "data=mnist", "model=icae", "network=residual_small")
     for measured in (case(tmp_path), replace(case(tmp_path), cfg=icae)):
-        row = benchmark.memory_given_back(measured, 1, "it")
-        assert row["measure"] == "it, memory given back / kept"
+        row = benchmark.without(measured, 1, "it", part, PARTS[part])
+        assert row["measure"] == "it"
         assert 0.1 < float(row["value"]) < 10
 
 
