@@ -65,6 +65,12 @@ def test_bf16_comes_out_of_autocast_in_channels_last(layer: Convolution | Doubli
         )
 
 
+@pytest.mark.parametrize("layer", [Convolution(3, 4, 3, padding=1), Doubling(3, 4)])
+def test_no_samples_are_no_samples(layer: Convolution | Doubling) -> None:
+    x = torch.zeros(0, 3, 2, 2)
+    assert layer(x).shape == plain(layer)(x).shape
+
+
 def test_only_small_maps_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     conv2d = products.conv2d
