@@ -805,7 +805,7 @@ def test_what_was_asked_is_kept_as_it_was_typed() -> None:
 @pytest.mark.parametrize("override", ["asked=7", "+asked.x=1", "~asked", "experiment_name=mine"])
 def test_what_is_filled_in_cannot_be_asked_for(override: str) -> None:
     cfg = OmegaConf.create(dict.fromkeys(PATHS, "a"))
-    with pytest.raises(UserError, match=f"which is filled in, got {re.escape(override)}; leave"):
+    with pytest.raises(UserError, match=f"by the command line, got {re.escape(override)}; "):
         settle(cfg, ["model=dcec", override])
 
 

@@ -90,8 +90,8 @@ def settle(cfg: DictConfig, overrides: list[str]) -> None:
     check_paths(cfg)
     for override in overrides:
         if found := FILLED_IN.match(override):
-            none = f"no {found[1]}, which is filled in"
-            raise problem(none, override, "leave it out, or take one by experiment=NAME")
+            expected = f"{found[1]} to be filled in by the command line"
+            raise problem(expected, override, "leave it out; experiment=NAME takes an experiment")
     parted = (override.lstrip("+").partition("=") for override in named(overrides))
     cfg.asked = {name: value.replace("${", r"\${") or "none" for name, _, value in parted}
     cfg.run_dir = cfg.run_dir or str(Path(cfg.output_dir) / run_name(cfg, overrides))
