@@ -36,7 +36,7 @@ class ICAE(DeepClustering):
 
     On COIL-20 most of the distance to the paper's numbers is a matter of a. The first version of
     the authors' code weighs L_1 as much as L_2, which is a = 1 here: with that, five seeds come
-    near them at 16 pixels and one has them; digits gain ten to twenty points. With 0.01 the objects
+    near them at 16 pixels and one has them; digits gain 10 to 21 points. With 0.01 the objects
     are a minimum of the loss, too, which training does not leave, but from random weights it ends
     in another. The last version of the code, with 0.01, does not reach them at 32 pixels, seed 0.
     It makes views of images in [-1, 1] as if of bytes, where greys darker than the middle wrap

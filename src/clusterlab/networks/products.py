@@ -6,6 +6,8 @@ from torch.nn.functional import conv2d, conv_transpose2d, linear
 
 MOST = 9  # pixels that come out; with more, copying the windows takes longer than it saves
 
+Windows = list[tuple[slice, slice]]  # of each pixel along a side: of the input, of the kernel
+
 
 class Convolution(nn.Conv2d):
     """Convolve as ``nn.Conv2d`` does; small maps, on a CPU, by one product for each pixel.
@@ -38,10 +40,14 @@ class Convolution(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return ``(B, C', H', W')`` of ``(B, C, H, W)``."""
         assert isinstance(self.padding, tuple)  # for mypy: nn.Conv2d has "same" too
-        sides = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
-        rows, columns = (_windows(*side) for side in sides)
-        if input.device.type != "cpu" or len(rows) * len(columns) > MOST:
-            return conv2d(input, self.weight, self.bias, self.stride, self.padding)
+        if input.device.type == "cpu":
+            sides = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+            rows, columns = (_windows(*side) for side in sides)
+            if len(rows) * len(columns) <= MOST:
+                return self._products(input, rows, columns)
+        return conv2d(input, self.weight, self.bias, self.stride, self.padding)
+
+    def _products(self, input: Tensor, rows: Windows, columns: Windows) -> Tensor:
         x = input.permute(0, 2, 3, 1)
         weight = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # once, and not for each pixel
         pixels = [
@@ -79,7 +85,7 @@ class Doubling(nn.ConvTranspose2d):
         return y.reshape(b, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)  # channels-last
 
 
-def _windows(side: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
+def _windows(side: int, kernel: int, stride: int, padding: int) -> Windows:
     """Return what each pixel along a side sees: which pixels, and by which part of the kernel.
 
     Example:
