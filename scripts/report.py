@@ -8,7 +8,7 @@ from typing import Any
 from clusterlab.curves import before_and_after, over_setting
 from clusterlab.drawn import points_of, retrained, sweeps
 from clusterlab.errors import exit_on_error, problem
-from clusterlab.layout import FORMATS, in_words, numbers, render
+from clusterlab.layout import FORMATS, in_place_of_scores, in_words, numbers, render
 from clusterlab.report import POOLABLE, SHORT, lines, of_table
 from clusterlab.results import find, read_records
 from clusterlab.viz import save
@@ -58,25 +58,25 @@ def main() -> None:
                 remedy = "choose one of the head of a table that scripts/collect.py writes"
                 raise problem("a column of the records", name, remedy)
         table = lines(rows, published, arguments.missing, arguments.pool)
-    print(render(table, found.left_out, arguments.format, arguments.also), end="")
+    also = list(dict.fromkeys([*arguments.also, *in_place_of_scores(table)]))
+    print(render(table, found.left_out, arguments.format, also), end="")
     if arguments.format == "csv":  # the notes have no place in it
         print(*found.left_out, sep="\n", file=sys.stderr, end="")
     if arguments.out is None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, ending in ENDINGS.items():
-        (arguments.out / f"table.{ending}").write_text(
-            render(table, found.left_out, name, arguments.also)
-        )
+        text = render(table, found.left_out, name, also)
+        (arguments.out / f"table.{ending}").write_text(text)
     drawn = {name: f"{label}, %" for name, label in SHORT.items()}
-    drawn |= {name: in_words(name) for name in arguments.also}
+    drawn |= {name: in_words(name) for name in also}
     for setting, curves in sweeps(table).items():
         points, papers = points_of(curves, drawn, arguments.pool)
         save(over_setting(setting, points, papers), arguments.out / f"{setting}.png")
     if before := retrained(table):
         save(before_and_after("retrain", before), arguments.out / "retrain.png")
     if arguments.wandb:
-        log_table(arguments.wandb, arguments.out, [numbers(line, arguments.also) for line in table])
+        log_table(arguments.wandb, arguments.out, [numbers(line, also) for line in table])
     print(*sorted(map(str, arguments.out.iterdir())), sep="\n", file=sys.stderr)
 
 

@@ -16,9 +16,9 @@ import pytest
 from clusterlab import curves
 from clusterlab.drawn import apart, points_of, retrained, sweeps
 from clusterlab.errors import UserError
-from clusterlab.layout import FORMATS, render
+from clusterlab.layout import FORMATS, in_place_of_scores, render
 from clusterlab.report import SAME, SHORT, START, Line, differences, lines
-from clusterlab.results import Row, read_records
+from clusterlab.results import SEEDS, Row, read_records
 from conftest import script_module
 
 ROOT = Path(__file__).parents[1]
@@ -418,6 +418,22 @@ def test_no_runs_with_labels(style: str) -> None:
     text = render(lines([row(0, **unlabelled), row(1, **unlabelled)]), format=style)
     assert "dcec" in text
     assert "ACC" not in text
+    assert "In %" not in text
+
+
+def test_what_is_shown_in_place_of_scores() -> None:
+    free = {"label_free.silhouette": "0.31", SEEDS: "0.75"}
+    unlabelled = [row(seed, accuracy="", **free) for seed in (0, 1)]
+    assert in_place_of_scores(lines(unlabelled)) == ["label_free.silhouette", SEEDS]
+    both = lines([*unlabelled, row(0, data="digits", **free)])
+    assert in_place_of_scores(both) == ["label_free.silhouette", SEEDS]
+    assert (
+        in_place_of_scores(lines([row(0, **free)], [paper(), paper(model="idec")], missing=True))
+        == []
+    )
+    unlabelled[1][SEEDS] = "0.85"
+    head, _, line, *_ = render(lines(unlabelled), format="markdown", also=[SEEDS]).splitlines()
+    assert cells(line)[cells(head).index("agreement of seeds")] == "0.800 ± 0.071"
 
 
 def test_further_columns() -> None:
@@ -641,6 +657,28 @@ def test_the_program_prints_and_writes(tmp_path: Path) -> None:
     again = report(tmp_path / "none")
     assert (again.returncode, again.stdout) == (1, "")
     assert re.fullmatch(r"Error: Expected runs or records, got no .*none; .*\n", again.stderr)
+
+
+def test_a_sweep_without_labels_is_told_and_drawn_all_the_same(tmp_path: Path) -> None:
+    for gamma in (0.1, 1.0):
+        for seed in (0, 1):
+            run = tmp_path / "runs" / f"{gamma},{seed}"
+            run.mkdir(parents=True)
+            (run / "settings.json").write_text("{}")
+            config = {"loss": {"gamma": gamma}, "data": {"source": {}}, "model": {"seed": seed}}
+            config |= {"trainer": {"precision": "32-true"}, "seed": seed}
+            told = {"model": "dcec", "data": "own", "seed": seed, "n_clusters": 2, "seconds": 60.0}
+            told |= {"metrics": dict.fromkeys(("accuracy", "nmi", "ari", "f1"))}
+            told |= {"label_free": {"silhouette": 0.25}, "data_sha256": "d", "config": config}
+            (run / "result.json").write_text(json.dumps({"device": "a CPU", **told}))
+            label = np.array([0, 0, 1, 1] if gamma == 1 or seed else [0, 1, 0, 1])
+            np.savez(run / "assignments.npz", label=label)
+    done = report(tmp_path / "runs", "--format", "markdown", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    head, _, *told = done.stdout.splitlines()[:4]
+    column = cells(head).index("agreement of seeds")
+    assert [cells(line)[column] for line in told] == ["-0.500 ± 0.000", "1.000 ± 0.000"]
+    assert (tmp_path / "out" / "loss.gamma.png").stat().st_size > 5000
 
 
 # The README

@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from sklearn.metrics import adjusted_rand_score
 
 from clusterlab.errors import UserError
 from clusterlab.folders import settings_of
 from clusterlab.report import differences
 from clusterlab.results import (
     IDENTITY,
+    SEEDS,
     Found,
     find,
     merge,
@@ -154,6 +157,39 @@ def test_find_reads_tables_beside_each_other(tmp_path: Path) -> None:
     assert len(found.left_out) == 1
     assert [r["seed"] for r in find(tmp_path / "two.csv").rows] == ["1", "2"]
     assert len(find(tmp_path / "one.csv", tmp_path / "two.csv").rows) == 3
+
+
+def test_rows_tell_how_far_seeds_agree(tmp_path: Path) -> None:
+    draw, labels = np.random.default_rng(0), []
+    for i, (name, changes) in enumerate(
+        {
+            "a": {"seed": 0},
+            "b": {"seed": 1},
+            "c": {"seed": 2},
+            "on another device": {"seed": 2, "device": "a GPU"},
+            "other data": {"seed": 3, "data_sha256": "another"},
+            "gone": {"seed": 4},
+        }.items()
+    ):
+        a_run(tmp_path / name, record(0, n_clusters=4) | changes)
+        labels.append(draw.integers(4, size=120) // 2 * 2 if name == "c" else np.arange(120) // 30)
+        labels[-1][: 7 * i] = 3
+        np.savez(tmp_path / name / "assignments.npz", label=labels[-1])
+    (tmp_path / "gone" / "assignments.npz").unlink()
+    pairs = {(i, j): adjusted_rand_score(labels[i], labels[j]) for i in range(4) for j in range(i)}
+    expected = [
+        (pairs[1, 0] + pairs[2, 0] + pairs[3, 0]) / 3,
+        (pairs[1, 0] + pairs[2, 1] + pairs[3, 1]) / 3,
+        (pairs[2, 0] + pairs[2, 1]) / 2,  # not with a run of its own seed
+        (pairs[3, 0] + pairs[3, 1]) / 2,
+    ]
+    found = find(*(tmp_path / name for name in ("a", "b", "c"))).rows
+    assert float(found[0][SEEDS]) == pytest.approx((pairs[1, 0] + pairs[2, 0]) / 2)
+    by_seed = {(r["seed"], r["device"]): r for r in find(tmp_path).rows}
+    keys = [("0", "a CPU"), ("1", "a CPU"), ("2", "a CPU"), ("2", "a GPU")]
+    assert [float(by_seed[key][SEEDS]) for key in keys] == pytest.approx(expected)
+    assert SEEDS not in by_seed["3", "a CPU"]
+    assert SEEDS not in by_seed["4", "a CPU"]
 
 
 @pytest.mark.parametrize("name", ["empty", "missing", "empty.csv"])

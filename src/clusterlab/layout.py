@@ -15,10 +15,11 @@ from tabulate import tabulate
 from clusterlab.files import csv_text
 from clusterlab.metrics import SCORES
 from clusterlab.report import SAME, SHORT, Line, Score, scale, settled
-from clusterlab.results import CONFIG
+from clusterlab.results import CONFIG, SEEDS
 
 UNLABELLED = ("accuracy", "nmi")  # shown of the samples without a known label, where some have one
 TOLD_NOTHING = "metrics_unlabelled.accuracy"
+LABEL_FREE = ("label_free.silhouette", "label_free.agreement", SEEDS, "label_free.confidence")
 CLASSIFIERS = ("cae_knn", "cae_logistic")  # of the pretrained embedding, beside sdcec
 FORMATS = ("text", "markdown", "latex", "csv")
 
@@ -46,7 +47,8 @@ def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -
         if ours := line.ours(f"metrics_unlabelled.{name}"):
             row[f"{SHORT[name]} unlabelled"] = _shown(ours)
     for name in also:
-        style = () if scale(name) == 100 else (".6g", ".3g")
+        percent = scale(name) == 100
+        style = [".1f"] * 2 if percent else [".3f"] * 2 if name in LABEL_FREE else [".6g", ".3g"]
         row[name] = _shown(found, *style) if (found := line.ours(name)) else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
@@ -57,6 +59,13 @@ def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -
 
 def _shown(score: Score, mean: str = ".1f", deviation: str = ".1f") -> str:
     return f"{score[0]:{mean}}" + ("" if score[1] is None else f" ± {score[1]:{deviation}}")
+
+
+def in_place_of_scores(table: Sequence[Line]) -> list[str]:
+    """Return the columns that say something of runs without labels; none if all had some."""
+    if all(line.ours("accuracy") for line in table if line.rows):
+        return []
+    return [name for name in LABEL_FREE if any(line.ours(name) for line in table)]
 
 
 def numbers(line: Line, also: Sequence[str] = ()) -> dict[str, Any]:
@@ -185,7 +194,8 @@ def in_words(name: str) -> str:
 
 def remarks(table: Sequence[Line], shared: Mapping[str, str | None]) -> list[str]:
     """Say how to read the table, and what its published numbers are."""
-    text = "In %, mean ± standard deviation over seeds, last state of each run; minutes of a run"
+    text = "mean ± standard deviation over seeds, last state of each run; minutes of a run"
+    text = f"In %, {text}" if any(line.ours("accuracy") for line in table) else text.capitalize()
     text += ", a reused pretraining included."
     text += "".join(f" {name.capitalize()}: {value}." for name, value in shared.items())
     sources = dict.fromkeys(

@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,9 @@ from clusterlab.errors import UserError, asked_for_help, exit_on_error, problem
 from clusterlab.figures import BEFORE, MAP, PAGE, map_of, some_of
 from clusterlab.files import read_json, write_atomically
 from clusterlab.loggers import read_csv
-from clusterlab.metrics import ari, by_class, contingency
+from clusterlab.metrics import by_class, contingency
 from clusterlab.neighbours import neighbours
-from clusterlab.report import POOLABLE, SAME
-from clusterlab.results import CLUSTERS, open_clusters, read_run
+from clusterlab.results import agreement_of_seeds, open_clusters, read_run
 
 USAGE = "page.py <run or folder of runs>"
 Array = NDArray[Any]
@@ -196,39 +193,12 @@ def data_of(run_dir: Path) -> Samples:
 def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Write ``index.html`` of a folder of runs, which compares them and links to their pages."""
     rows: list[Mapping[str, Any]] = []
-    for run, seeds in zip(runs, agreement_of_seeds(runs), strict=True):
+    read = {run: read_run(run / "result.json") for run in runs}
+    for run, seeds in zip(runs, agreement_of_seeds(read), strict=True):
         record = read_json(run / "result.json")
         name = run.relative_to(folder).as_posix()
         rows.append({"name": name, "paged": (run / PAGE).exists(), "seeds": seeds, **record})
     return _render(folder / "index.html", title=folder.resolve().name, rows=rows)
-
-
-def agreement_of_seeds(runs: Sequence[Path]) -> list[float | None]:
-    """Tell how far the clusters of each run are those of the runs that differ in their seed alone.
-
-    What they find together does not hang on chance: it tells settings apart without a label, and
-    the run that is most like the others from one that is not.
-
-    Returns:
-        The mean adjusted Rand index of each run with those; ``None`` where there are none, or its
-        clusters are gone.
-    """
-    rows = [read_run(run / "result.json") for run in runs]
-    labels = {}
-    for i, run in enumerate(runs):
-        if (run / CLUSTERS).exists():
-            with open_clusters(run) as stored:
-                labels[i] = torch.from_numpy(stored["label"])
-    same = [name for name in SAME if name not in POOLABLE]
-    found: list[list[float]] = [[] for _ in runs]
-    for i, j in combinations(labels, 2):
-        one, other = rows[i], rows[j]
-        if one["seed"] != other["seed"] and all(one[name] == other[name] for name in same):
-            k = int(one["n_clusters"])
-            shared = ari(contingency(labels[i], labels[j], k, k))
-            found[i].append(shared)
-            found[j].append(shared)
-    return [mean(values) if values else None for values in found]
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from statistics import mean, stdev
 
 from clusterlab.errors import problem
 from clusterlab.metrics import SCORES
-from clusterlab.results import CONFIG, Row
+from clusterlab.results import ALIKE, CONFIG, Row
 
 # What must agree among the runs of one mean; of the last two a reader may say that they need not.
-SAME = ("settings_sha256", "data_sha256", "commit", "device")
 POOLABLE = ("commit", "device")
+SAME = (*ALIKE, *POOLABLE)
 SHORT = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI", "f1": "F1"}
 START = "phases.retrain.metrics_at_start."
 STOPPED = "phases.retrain.stop_reason"

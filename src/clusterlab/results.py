@@ -1,27 +1,30 @@
 """Records of runs: read from their folders, kept as one row a run in ``results/<table>.csv``."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib.npyio import NpzFile
 from omegaconf import OmegaConf
 
 from clusterlab.errors import problem
 from clusterlab.files import csv_text, read_json, settings_digest, write_atomically
 from clusterlab.folders import settings_of
+from clusterlab.metrics import ari, contingency
 
 Row = dict[str, str]
 
+ALIKE = ("settings_sha256", "data_sha256")  # in runs that differ in their seed alone
 # What makes two runs the same run; the newer record replaces the older.
-IDENTITY = (
-    *("model", "data", "seed", "settings_sha256", "data_sha256", "known_sha256"),
-    *("device", "commit"),
-)
+IDENTITY = ("model", "data", "seed", *ALIKE, "known_sha256", "device", "commit")
 CONFIG = "config."  # before the name of a setting
+SEEDS = "label_free.agreement_of_seeds"  # of a run with those that were read together with it
 CLUSTERS = "assignments.npz"  # the file of a run's samples: index, label, q and z
 
 
@@ -110,8 +113,40 @@ def open_clusters(run_dir: Path) -> NpzFile:
     return stored
 
 
+def agreement_of_seeds(runs: Mapping[Path, Row]) -> list[float | None]:
+    """Tell how far the clusters of each run are those of the runs that differ in their seed alone.
+
+    What they find together does not hang on chance: it tells settings apart without a label, and
+    the run that is most like the others from one that is not.
+
+    Args:
+        runs: Folders of finished runs and their rows.
+
+    Returns:
+        The mean adjusted Rand index of each run with those; ``None`` where there are none, or its
+        clusters are gone.
+    """
+    labels = {}
+    for run in runs:
+        if (run / CLUSTERS).exists():
+            with open_clusters(run) as stored:
+                labels[run] = torch.from_numpy(stored["label"])
+    found: dict[Path, list[float]] = {run: [] for run in runs}
+    for one, other in combinations(labels, 2):
+        a, b = runs[one], runs[other]
+        if a["seed"] != b["seed"] and all(a[name] == b[name] for name in ALIKE):
+            k = int(a["n_clusters"])
+            shared = ari(contingency(labels[one], labels[other], k, k))
+            found[one].append(shared)
+            found[other].append(shared)
+    return [mean(values) if values else None for values in found.values()]
+
+
 def find(*places: Path) -> Found:
     """Read every run in run folders, in folders of them, and in tables of records.
+
+    Rows of run folders also have the agreement of each run with those of other seeds, if there are
+    such.
 
     Args:
         places: Run folders, folders with runs somewhere below, ``.csv`` files, or folders of
@@ -120,7 +155,7 @@ def find(*places: Path) -> Found:
     Raises:
         UserError: If a place does not exist, or holds neither runs nor records.
     """
-    found = Found()
+    found, read = Found(), dict[Path, Row]()
     for place in places:
         before = len(found.rows) + len(found.left_out)
         if not place.exists():
@@ -138,9 +173,12 @@ def find(*places: Path) -> Found:
             elif error := read_json(result).get("error"):
                 found.left_out.append(f"failed: {folder}: {error}")
             else:
-                found.add(read_run(result), folder)
+                read[folder] = read_run(result)
+                found.add(read[folder], folder)
         if len(found.rows) + len(found.left_out) == before:
             raise problem("runs or records", f"none in {place}", "give a folder of runs or a CSV")
+    for row, seeds in zip(read.values(), agreement_of_seeds(read), strict=True):
+        row |= {} if seeds is None else {SEEDS: str(seeds)}
     return found
 
 
