@@ -18,7 +18,7 @@ from clusterlab.report import (
     settled,
     short,
 )
-from clusterlab.results import Row, find, read_records
+from clusterlab.results import SEEDS, Row, find, read_records
 
 ROOT = Path(__file__).parents[1]
 RETRAIN = "phases.retrain"
@@ -62,6 +62,7 @@ SWEPT = {
     "icae_views": (),
     "icae_settings": VIEWS,
     "icae_weight": VIEWS,
+    "icae_consistency": ("label_free.silhouette", SEEDS),
     "icae_truth": ("phases.finetune.metrics_at_start.accuracy", *VIEWS),
 }
 
