@@ -183,7 +183,7 @@ def test_rows_tell_how_far_seeds_agree(tmp_path: Path) -> None:
         (pairs[2, 0] + pairs[2, 1]) / 2,  # not with a run of its own seed
         (pairs[3, 0] + pairs[3, 1]) / 2,
     ]
-    found = find(*(tmp_path / name for name in ("a", "b", "c"))).rows
+    found = find(*(tmp_path / name for name in ("a", "b", "a", "c"))).rows
     assert float(found[0][SEEDS]) == pytest.approx((pairs[1, 0] + pairs[2, 0]) / 2)
     by_seed = {(r["seed"], r["device"]): r for r in find(tmp_path).rows}
     keys = [("0", "a CPU"), ("1", "a CPU"), ("2", "a CPU"), ("2", "a GPU")]

@@ -173,8 +173,7 @@ def find(*places: Path) -> Found:
             elif error := read_json(result).get("error"):
                 found.left_out.append(f"failed: {folder}: {error}")
             else:
-                read[folder] = read_run(result)
-                found.add(read[folder], folder)
+                found.add(read.setdefault(folder, read_run(result)), folder)
         if len(found.rows) + len(found.left_out) == before:
             raise problem("runs or records", f"none in {place}", "give a folder of runs or a CSV")
     for row, seeds in zip(read.values(), agreement_of_seeds(read), strict=True):
