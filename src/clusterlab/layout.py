@@ -47,9 +47,8 @@ def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -
         if ours := line.ours(f"metrics_unlabelled.{name}"):
             row[f"{SHORT[name]} unlabelled"] = _shown(ours)
     for name in also:
-        percent = scale(name) == 100
-        style = [".1f"] * 2 if percent else [".3f"] * 2 if name in LABEL_FREE else [".6g", ".3g"]
-        row[name] = _shown(found, *style) if (found := line.ours(name)) else line.words(name)
+        found = line.ours(name)
+        row[name] = _shown(found, *_digits(name)) if found else line.words(name)
     if line.minutes is not None:
         row["minutes"] = f"{line.minutes:.0f}" if line.minutes >= 1 else f"{line.minutes:.1f}"
         row["device"] = line.words("device")
@@ -59,6 +58,13 @@ def cells(line: Line, also: Sequence[str] = (), elsewhere: Sequence[str] = ()) -
 
 def _shown(score: Score, mean: str = ".1f", deviation: str = ".1f") -> str:
     return f"{score[0]:{mean}}" + ("" if score[1] is None else f" ± {score[1]:{deviation}}")
+
+
+def _digits(name: str) -> tuple[str, str]:
+    """Return how mean and deviation of a column are written."""
+    if scale(name) == 100:
+        return ".1f", ".1f"
+    return (".3f", ".3f") if name in LABEL_FREE else (".6g", ".3g")
 
 
 def in_place_of_scores(table: Sequence[Line]) -> list[str]:

@@ -193,11 +193,11 @@ def data_of(run_dir: Path) -> Samples:
 def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Write ``index.html`` of a folder of runs, which compares them and links to their pages."""
     rows: list[Mapping[str, Any]] = []
-    read = {run: read_run(run / "result.json") for run in runs}
-    for run, seeds in zip(runs, agreement_of_seeds(read), strict=True):
-        record = read_json(run / "result.json")
+    seeds = agreement_of_seeds({run: read_run(run / "result.json") for run in runs})
+    for run in runs:
+        told = {"paged": (run / PAGE).exists(), "seeds": seeds.get(run)}
         name = run.relative_to(folder).as_posix()
-        rows.append({"name": name, "paged": (run / PAGE).exists(), "seeds": seeds, **record})
+        rows.append({"name": name, **told, **read_json(run / "result.json")})
     return _render(folder / "index.html", title=folder.resolve().name, rows=rows)
 
 

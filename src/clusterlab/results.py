@@ -113,7 +113,7 @@ def open_clusters(run_dir: Path) -> NpzFile:
     return stored
 
 
-def agreement_of_seeds(runs: Mapping[Path, Row]) -> list[float | None]:
+def agreement_of_seeds(runs: Mapping[Path, Row]) -> dict[Path, float]:
     """Tell how far the clusters of each run are those of the runs that differ in their seed alone.
 
     What they find together does not hang on chance: it tells settings apart without a label, and
@@ -123,7 +123,7 @@ def agreement_of_seeds(runs: Mapping[Path, Row]) -> list[float | None]:
         runs: Folders of finished runs and their rows.
 
     Returns:
-        The mean adjusted Rand index of each run with those; ``None`` where there are none, or its
+        The mean adjusted Rand index of each run with those, but for runs that have none, or whose
         clusters are gone.
     """
     labels = {}
@@ -131,15 +131,15 @@ def agreement_of_seeds(runs: Mapping[Path, Row]) -> list[float | None]:
         if (run / CLUSTERS).exists():
             with open_clusters(run) as stored:
                 labels[run] = torch.from_numpy(stored["label"])
-    found: dict[Path, list[float]] = {run: [] for run in runs}
+    found: dict[Path, list[float]] = {}
     for one, other in combinations(labels, 2):
         a, b = runs[one], runs[other]
         if a["seed"] != b["seed"] and all(a[name] == b[name] for name in ALIKE):
             k = int(a["n_clusters"])
             shared = ari(contingency(labels[one], labels[other], k, k))
-            found[one].append(shared)
-            found[other].append(shared)
-    return [mean(values) if values else None for values in found.values()]
+            for run in (one, other):
+                found.setdefault(run, []).append(shared)
+    return {run: mean(values) for run, values in found.items()}
 
 
 def find(*places: Path) -> Found:
@@ -176,8 +176,8 @@ def find(*places: Path) -> Found:
                 found.add(read.setdefault(folder, read_run(result)), folder)
         if len(found.rows) + len(found.left_out) == before:
             raise problem("runs or records", f"none in {place}", "give a folder of runs or a CSV")
-    for row, seeds in zip(read.values(), agreement_of_seeds(read), strict=True):
-        row |= {} if seeds is None else {SEEDS: str(seeds)}
+    for folder, seeds in agreement_of_seeds(read).items():
+        read[folder][SEEDS] = str(seeds)
     return found
 
 
