@@ -149,7 +149,8 @@ def test_padding():
     [{"degrees": -1}, {"scale": 1}, {"flip": 2}, {"translate": float("nan")}, {"padding": "x"}],
 )
 def test_what_cannot_be_is_refused(wrong: dict):
-    with pytest.raises(UserError, match=r"Expected .* got .*; set augment\."):
+    remedy = f"set {next(iter(wrong))} in the phase's augment"
+    with pytest.raises(UserError, match=rf"Expected .* got .*; {remedy}\.$"):
         RandomAffine(**wrong)
 
 

@@ -66,23 +66,20 @@ class RandomAffine:
         flip: float = 0.0,
         padding: str = "zeros",
     ) -> None:
-        limits = {"degrees": 180, "translate": 1, "scale": 0.99, "shear": 80, "flip": 1}
         given = {
-            "degrees": degrees,
-            "translate": translate,
-            "scale": scale,
-            "shear": shear,
-            "flip": flip,
+            "degrees": (degrees, 180),
+            "translate": (translate, 1),
+            "scale": (scale, 0.99),
+            "shear": (shear, 80),
+            "flip": (flip, 1),
         }
-        for name, value in given.items():
-            if not 0 <= value <= limits[name]:
-                raise problem(
-                    f"an augmentation's {name} from 0 to {limits[name]}",
-                    value,
-                    f"set augment.{name} of the phase",
-                )
+        for name, (value, limit) in given.items():
+            if not 0 <= value <= limit:
+                expected = f"an augmentation's {name} from 0 to {limit}"
+                raise problem(expected, value, f"set {name} in the phase's augment")
         if padding not in PADDINGS:
-            raise problem(f"padding of {', '.join(PADDINGS)}", padding, "set augment.padding")
+            remedy = "set padding in the phase's augment"
+            raise problem(f"padding of {', '.join(PADDINGS)}", padding, remedy)
         self.degrees = degrees
         self.translate = translate
         self.scale = scale
