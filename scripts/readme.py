@@ -61,7 +61,7 @@ SWEPT = {
     "icae_longer": ("phases.finetune.steps",),
     "icae_views": (),
     "icae_settings": VIEWS,
-    "icae_weight": VIEWS,
+    "icae_weight": (*VIEWS, SEEDS),
     "icae_consistency": ("label_free.silhouette", SEEDS),
     "icae_truth": ("phases.finetune.metrics_at_start.accuracy", *VIEWS),
 }

@@ -29,10 +29,11 @@ class ICAE(DeepClustering):
     Differs from the authors' code, as the paper does: L_1 sums over dimensions, which makes it M
     times stronger; L_2 counts all views and not the images alone, without the pairs of a sample
     with itself; L_3 is of the noisy embedding. Differs from the paper: the views go through the
-    network together, in one batch with the images; L_2 counts the pairs of a center with itself.
-    L_4 is of the noisy embedding's decoding, whose blurred edges section 3.5 gives as its reason;
-    line 5 of Algorithm 1 decodes the embedding without noise for it. Of several processes each
-    compares the distribution of its own samples.
+    network together, in one batch with the images, which are normalised with them (on COIL-20 that
+    changes nothing); L_2 counts the pairs of a center with itself. L_4 is of the noisy embedding's
+    decoding, whose blurred edges section 3.5 gives as its reason; line 5 of Algorithm 1 decodes the
+    embedding without noise for it. Of several processes each compares the distribution of its own
+    samples.
 
     On COIL-20 most of the distance to the paper's numbers is a matter of a. The first version of
     the authors' code weighs L_1 as much as L_2, which is a = 1 here: with that, five seeds come
